@@ -1,0 +1,87 @@
+"""Every setting and its default. Other configs start from this one and change a few lines.
+
+Override any of them on the command line: `--config.batch_size=16 --config.model.variant=S/16`.
+Sizes are in pixels, lengths in optimizer steps, batches are global (over all devices and hosts).
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Defaults: Seg-Ti-Mask/16 with the paper's ADE20K recipe."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # Of parameters, data order, augmentation and dropout.
+    config.total_steps = 160_000  # Length of the run.
+    config.batch_size = 8  # Global batch.
+    config.grad_accum_steps = 1  # Parts a batch is processed in: less memory, same result.
+    config.init_from = ""  # Weights to start from: model directory, .npz, .pth or .safetensors.
+
+    config.model = ml_collections.ConfigDict()
+    config.model.variant = "Ti/16"  # Ti, S, B or L, and the patch size.
+    config.model.width = placeholder(int)  # Replaces the variant's width.
+    config.model.depth = placeholder(int)  # Replaces the variant's number of layers.
+    config.model.num_heads = placeholder(int)  # Replaces the variant's number of heads.
+    config.model.distilled = False  # DeiT's distillation token.
+    config.model.dropout_rate = 0.0  # Of the encoder.
+    config.model.drop_path_rate = 0.1  # Of the encoder's last layer; grows linearly up to it.
+    config.model.decoder = "mask"  # "mask" or "linear".
+    config.model.decoder_depth = 2  # Layers of the mask decoder.
+    config.model.decoder_dropout_rate = 0.1  # Of the mask decoder.
+    config.model.decoder_drop_path_rate = 0.0  # Of the mask decoder.
+    config.model.layer_norm_eps = 1e-5  # 1e-6 in Google's ViT code, 1e-5 in the reference.
+    config.model.gelu = "exact"  # "tanh" in Google's ViT code, "exact" in the reference.
+    config.model.dtype = "auto"  # Compute type: bfloat16 on TPU and GPU, float32 on CPU.
+    config.model.attention = "auto"  # Implementation, see segmenter_jax/models/attention.py.
+
+    config.dataset = ml_collections.ConfigDict()
+    config.dataset.name = "ade20k"  # See `python -m segmenter_jax.prepare_data list`.
+    config.dataset.data_dir = "~/tensorflow_datasets"  # Where built datasets lie.
+    config.dataset.source = ""  # Folder of a "folder" dataset, built on first use.
+    config.dataset.train_split = "train"
+    config.dataset.eval_split = "validation"
+
+    config.augment = ml_collections.ConfigDict()
+    config.augment.crop_size = 512  # Side of the square training crop; also the model's size.
+    config.augment.base_size = 512  # Short side of the box that images are scaled to.
+    config.augment.aspect_bound = 4.0  # Long side of that box over its short side.
+    config.augment.scale_range = (0.5, 2.0)  # Factor on the box, drawn uniformly.
+    config.augment.category_max_ratio = 0.75  # No class above this share of a crop.
+    config.augment.flip_prob = 0.5  # Of a horizontal flip.
+    config.augment.photometric = True  # Brightness, contrast, saturation, hue.
+    config.augment.normalization = "vit"  # "vit" (mean and std 0.5) or "deit" (ImageNet's).
+
+    config.loader = ml_collections.ConfigDict()
+    config.loader.num_workers = 0  # Worker processes; 0 reads in threads of this one.
+    config.loader.num_threads = 4  # Reading threads of each process.
+    config.loader.prefetch = 4  # Batches kept ready.
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd" or "adamw".
+    config.optimizer.schedule = "polynomial"  # "polynomial" or "cosine".
+    config.optimizer.learning_rate = 1e-3  # At the start, or after warm-up.
+    config.optimizer.min_learning_rate = 1e-5  # At the end.
+    config.optimizer.power = 0.9  # Of the polynomial schedule.
+    config.optimizer.warmup_steps = 0  # Of the cosine schedule.
+    config.optimizer.momentum = 0.9  # Of SGD.
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = placeholder(float)  # Bound of the gradient norm; None: none.
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.every_steps = 10_000  # 0: only at the end.
+    config.eval.window = 512  # Side of the sliding window.
+    config.eval.stride = 512  # Of the sliding window; the paper's tables use crop_size - 32.
+    config.eval.batch_size = 8  # Windows per forward pass and process.
+    config.eval.num_pictures = 4  # Overlays of predictions written at each evaluation.
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_steps = 2_000
+    config.checkpoint.keep = 2  # Latest checkpoints kept; the best model is kept apart.
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every_steps = 50
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.fsdp = 1  # Pieces that parameters and optimizer state are cut into.
+    config.mesh.num_devices = placeholder(int)  # None: all there are.
+    return config.lock()

@@ -1,0 +1,26 @@
+"""Segmenter in JAX: semantic segmentation with Vision Transformers."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Imported on first use: importing the package costs nothing.
+_PLACES = {
+    "load": "segmenter_jax.predict",
+    "Predictor": "segmenter_jax.predict",
+    "Segmenter": "segmenter_jax.models",
+    "SegmenterConfig": "segmenter_jax.models",
+}
+
+__all__ = ["Predictor", "Segmenter", "SegmenterConfig", "__version__", "load"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Weights on disk: model directories, training checkpoints, and foreign formats."""

@@ -1,0 +1,188 @@
+"""What a model directory says about its weights: `model.json`."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from typing import Any, Literal
+
+from segmenter_jax.models import SegmenterConfig
+
+FORMAT_VERSION = 1
+
+_VERSION_FIELD = "format_version"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """Everything needed to use a set of weights, besides the weights.
+
+    Attributes:
+      model: the network.
+      classes: one name per class.
+      colors: one (red, green, blue) in 0..255 per class.
+      mean, std: normalisation of pixel values in 0..1, one per input channel. One value serves all
+        channels. Three values given for another number of channels are those of red, green and
+        blue: a channel beyond the third, or the only one or two, gets their average.
+      ignore_label: label value that counts nowhere.
+      base_size: images are resized before windows are cut, so that they fit a box of
+        (aspect_bound * base_size, base_size) pixels; None keeps their own size.
+      aspect_bound: long side of that box over its short side, at least 1.
+      window, stride: side and stride of sliding windows, in pixels; None means the short side of
+        the model's `image_size`.
+      provenance: JSON values: where the weights come from.
+    """
+
+    model: SegmenterConfig
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    ignore_label: int = 255
+    base_size: int | None = None
+    aspect_bound: float = 4.0
+    window: int | None = None
+    stride: int | None = None
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def assign(**values: Any) -> None:
+            for name, value in values.items():
+                object.__setattr__(self, name, value)
+
+        channels = self.model.in_channels
+        assign(
+            classes=tuple(self.classes),
+            colors=tuple(tuple(color) for color in self.colors),
+            mean=_per_channel("mean", self.mean, channels),
+            std=_per_channel("std", self.std, channels),
+        )
+        if self.window is None:
+            assign(window=min(self.model.image_size))
+        if self.stride is None:
+            assign(stride=self.window)
+        _check_values(self)
+
+    def to_json(self) -> str:
+        """Text of `model.json`."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({_VERSION_FIELD: FORMAT_VERSION} | fields, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "model.json") -> "ModelDescription":
+        """Reads the text of `model.json`.
+
+        Args:
+          text: as `to_json` writes it.
+          source: name of the file, for messages.
+
+        Raises:
+          ValueError: not JSON, another format version, or a field that is unknown, missing, of the
+            wrong type or of a forbidden value; names the file and the field.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source}: not valid JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{source}: found {type(fields).__name__}, expected a JSON object")
+        version = fields.pop(_VERSION_FIELD, None)
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{source}: field {_VERSION_FIELD!r}: found {version!r}, expected {FORMAT_VERSION}"
+            )
+        model = _typed_fields(SegmenterConfig, fields.pop("model", None), f"{source}: model")
+        try:
+            config = SegmenterConfig(**model)
+            rest = _typed_fields(cls, fields, source, skip=("model",))
+            return cls(model=config, **rest)
+        except ValueError as error:
+            message = str(error)
+            raise ValueError(
+                message if message.startswith(source) else f"{source}: {message}"
+            ) from None
+
+
+def _per_channel(name: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    values = tuple(float(value) for value in values)
+    if len(values) == channels:
+        return values
+    if len(values) == 1:
+        return values * channels
+    if len(values) == 3:
+        average = sum(values) / 3
+        return (average,) * channels if channels < 3 else values + (average,) * (channels - 3)
+    raise ValueError(f"{name} must have 1, 3 or in_channels={channels} values, got {len(values)}")
+
+
+def _check_values(d: ModelDescription) -> None:
+    num_classes, patch_size = d.model.num_classes, d.model.patch_size
+    for field in ("classes", "colors"):
+        if (found := len(getattr(d, field))) != num_classes:
+            raise ValueError(f"{field} must have num_classes={num_classes} entries, got {found}")
+    for color in d.colors:
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            raise ValueError(f"colors must be (red, green, blue) in 0..255, got {color}")
+    rules = (
+        ("ignore_label", not 0 <= d.ignore_label < num_classes, "must not be one of the classes"),
+        ("mean", all(map(math.isfinite, d.mean)), "must be finite"),
+        ("std", all(0 < value < math.inf for value in d.std), "must be positive"),
+        ("base_size", d.base_size is None or d.base_size >= 1, "must be None or at least 1"),
+        ("aspect_bound", 1 <= d.aspect_bound < math.inf, "must be at least 1"),
+        (
+            "window",
+            d.window >= 1 and d.window % patch_size == 0,
+            f"must be a positive multiple of {patch_size=}",
+        ),
+        ("stride", 1 <= d.stride <= d.window, f"must be in 1..window={d.window}"),
+    )
+    for field, holds, rule in rules:
+        if not holds:
+            raise ValueError(f"{field}={getattr(d, field)} {rule}")
+    try:
+        json.dumps(d.provenance, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance must hold JSON values only: {error}") from None
+
+
+def _typed_fields(cls: type, fields: Any, where: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Checks decoded JSON against a dataclass: exactly its fields, each of its declared type."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: found {type(fields).__name__}, expected an object")
+    hints = typing.get_type_hints(cls)
+    expected = [f.name for f in dataclasses.fields(cls) if f.name not in skip]
+    if unknown := sorted(set(fields) - set(expected)):
+        raise ValueError(f"{where}: unknown fields {unknown}; known are {expected}")
+    if missing := [name for name in expected if name not in fields]:
+        raise ValueError(f"{where}: missing fields {missing}")
+    for name in expected:
+        if not _matches(fields[name], hints[name]):
+            raise ValueError(
+                f"{where}: field {name!r}: found {fields[name]!r}, expected {_spell(hints[name])}"
+            )
+    return {name: fields[name] for name in expected}
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a decoded JSON value fits a type hint; lists stand for tuples."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, list):
+            return False
+        if args[-1] is Ellipsis:
+            return all(_matches(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_matches, value, args))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _spell(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,0 +1,246 @@
+"""Model directories: a trained model that explains itself.
+
+A model directory holds `model.json` (see `ModelDescription`) and `params/`, the float32 parameters
+written by Orbax. It is written whole or not at all: a directory is built beside the wanted one and
+then renamed. On object stores, where a rename is a copy, `model.json` is written last instead, and
+a directory without it is no model.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.models import Segmenter, SegmenterConfig
+
+__all__ = [
+    "ModelDescription",
+    "abstract_params",
+    "check_params",
+    "load_description",
+    "load_model",
+    "resolve_model_dir",
+    "save_model",
+]
+
+MODEL_FILE = "model.json"
+PARAMS_FOLDER = "params"
+
+# Where a workdir keeps its models, in order of preference.
+WORKDIR_MODELS = ("model/best", "model/latest")
+
+Params = dict[str, Any]
+
+
+def abstract_params(config: SegmenterConfig) -> Params:
+    """Parameter tree of a network: `jax.ShapeDtypeStruct` leaves, nothing computed."""
+    image = jax.ShapeDtypeStruct((1, *config.image_size, config.in_channels), jnp.float32)
+    return jax.eval_shape(Segmenter(config).init, jax.random.key(0), image)["params"]
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested dictionaries to one dictionary, with "/"-joined names."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in paths}
+
+
+def check_params(params: Params, config: SegmenterConfig, source: str) -> None:
+    """Checks names and shapes of parameters against the network.
+
+    Args:
+      params: nested dictionaries; leaves have a `shape` and a floating `dtype`.
+      config: the network.
+      source: where the parameters come from, for messages.
+
+    Raises:
+      ValueError: a parameter is missing, unexpected, or of another shape or kind.
+    """
+    found, expected = flatten(params), flatten(abstract_params(config))
+    for problem, names in (
+        ("missing", expected.keys() - found.keys()),
+        ("unexpected", found.keys() - expected.keys()),
+    ):
+        if names:
+            listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            raise ValueError(f"{source}: {len(names)} parameters are {problem}: {listed}")
+    for name, leaf in found.items():
+        if tuple(leaf.shape) != expected[name].shape:
+            raise ValueError(
+                f"{source}: parameter {name} has shape {tuple(leaf.shape)}, "
+                f"the model expects {expected[name].shape}"
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{source}: parameter {name} is {leaf.dtype}, expected floating point")
+
+
+def save_model(path: os.PathLike | str, description: ModelDescription, params: Params) -> None:
+    """Writes a model directory, whole or not at all; replaces an existing one.
+
+    With several processes, all of them call this with their shards of the same parameters.
+
+    Args:
+      path: the directory; its parents are made.
+      description: what `model.json` says.
+      params: parameter tree of the network, of NumPy or (possibly sharded) jax arrays.
+
+    Raises:
+      ValueError: the parameters are not those of the network, or `path` holds something else.
+    """
+    path = _absolute(path)
+    check_params(params, description.model, "save_model")
+    if path.is_file() or (
+        path.is_dir() and not (path / MODEL_FILE).exists() and any(path.iterdir())
+    ):
+        raise ValueError(f"{path}: exists and is not a model directory; it is left as it is")
+    _recover(path)
+    target = path.parent / f".{path.name}.incomplete" if _is_local(path) else path
+    try:
+        _write(target, description, params)
+        if target != path and jax.process_index() == 0:
+            _sync_tree(target)
+            _swap_in(target, path)
+    except BaseException:
+        if jax.process_index() == 0 and target.exists():
+            target.rmtree()
+        raise
+    _barrier("written")
+
+
+def _write(target: epath.Path, description: ModelDescription, params: Params) -> None:
+    if jax.process_index() == 0:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (target / MODEL_FILE).unlink(missing_ok=True)
+        if target.exists():
+            target.rmtree()
+        target.mkdir()
+    _barrier("prepared")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(target / PARAMS_FOLDER, args=ocp.args.PyTreeSave(_as_float32(params)))
+    if jax.process_index() == 0:
+        (target / MODEL_FILE).write_text(description.to_json())
+
+
+def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
+    """Reads a model directory.
+
+    Args:
+      path: a model directory or a workdir.
+
+    Returns:
+      The description, and the parameters as float32 NumPy arrays.
+
+    Raises:
+      ValueError: no model is there, `model.json` is wrong, or the parameters do not belong to it.
+    """
+    path = resolve_model_dir(path)
+    description = load_description(path)
+    folder = path / PARAMS_FOLDER
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        try:
+            metadata = checkpointer.metadata(folder).item_metadata.tree
+        except Exception as error:
+            raise ValueError(f"{folder}: no readable parameters: {_first_line(error)}") from error
+        check_params(metadata, description.model, os.fspath(folder))
+        restore = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), metadata
+        )
+        try:
+            params = checkpointer.restore(
+                folder, args=ocp.args.PyTreeRestore(metadata, restore_args=restore)
+            )
+        except Exception as error:
+            raise ValueError(f"{folder}: damaged parameters: {_first_line(error)}") from error
+    return description, params
+
+
+def load_description(path: os.PathLike | str) -> ModelDescription:
+    """Reads the `model.json` of a model directory or a workdir; raises as `load_model` does."""
+    file = resolve_model_dir(path) / MODEL_FILE
+    return ModelDescription.from_json(file.read_text(), source=os.fspath(file))
+
+
+def resolve_model_dir(path: os.PathLike | str) -> epath.Path:
+    """The model directory that a user means.
+
+    Args:
+      path: a model directory, or a workdir, of which the best model counts, else the latest.
+
+    Raises:
+      ValueError: neither; says what was looked for.
+    """
+    path = _absolute(path)
+    candidates = [path, *(path / name for name in WORKDIR_MODELS)]
+    for candidate in candidates:
+        # An interrupted replacement may have left only the model that was to be replaced.
+        for folder in (candidate, _previous(candidate)):
+            if (folder / MODEL_FILE).exists():
+                return folder
+    looked_for = ", ".join(os.fspath(folder / MODEL_FILE) for folder in candidates)
+    exists = "is no model directory or workdir" if path.exists() else "does not exist"
+    raise ValueError(f"{path}: {exists}; looked for {looked_for}")
+
+
+def _absolute(path: os.PathLike | str) -> epath.Path:
+    path = epath.Path(path)
+    return epath.Path(os.path.abspath(path.expanduser())) if _is_local(path) else path
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def _previous(path: epath.Path) -> epath.Path:
+    return path.parent / f".{path.name}.previous"
+
+
+def _recover(path: epath.Path) -> None:
+    """Ends a replacement that was interrupted between its two renames."""
+    if jax.process_index() == 0 and _previous(path).exists():
+        if path.exists():
+            _previous(path).rmtree()
+        else:
+            _previous(path).rename(path)
+
+
+def _swap_in(new: epath.Path, path: epath.Path) -> None:
+    if path.exists():
+        path.rename(_previous(path))
+    new.rename(path)
+    _sync(path.parent)
+    if _previous(path).exists():
+        _previous(path).rmtree()
+
+
+def _sync_tree(folder: epath.Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            _sync(os.path.join(parent, name))
+        _sync(parent)
+
+
+def _sync(path: os.PathLike | str) -> None:
+    """Makes a file or a directory's list of names survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _as_float32(params: Params) -> Params:
+    return jax.tree.map(lambda x: x if x.dtype == np.float32 else x.astype(np.float32), params)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"save_model: {name}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,257 @@
+"""Encoded image and label bytes to arrays, with every way they can be wrong turned into an error.
+
+OpenCV decodes what it decodes right (8-bit grey and RGB, JPEG and PNG), which is nearly everything;
+Pillow reads headers and decodes the rest.
+"""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+
+from segmenter_jax.data.specs import ILLEGAL_LABEL, DataError, DatasetSpec
+
+# Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
+MAX_PIXELS = 2 * 89_478_485
+
+_JPEG_END = b"\xff\xd9"
+_PNG_END = b"IEND\xaeB`\x82"
+# EXIF orientation -> (transpose, flip rows, flip columns), in this order.
+_ORIENTATIONS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+def decode_image(
+    data: bytes, name: str, *, channels: int = 3, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decodes an image as a viewer would show it.
+
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB, an alpha channel is dropped, and the
+    EXIF orientation is applied.
+
+    Args:
+      data: the encoded file (JPEG, PNG, BMP, WebP, TIFF).
+      name: the file's name, for errors.
+      channels: 3 for RGB, 1 for grey; any other number must be what the file holds.
+      max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+      uint8 (H, W, channels) in [0, 255].
+
+    Raises:
+      DataError: the file is no image, is truncated or corrupt, is too large, or has another number
+        of channels.
+    """
+    image = _open(data, name, max_pixels)
+    if image.mode in ("F", "I"):
+        raise DataError(f"{name}: 32-bit images are not supported (8 or 16 bits per channel are)")
+    pixels = _pixels(image, data, name, channels)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.shape[2] != channels:
+        raise DataError(
+            f"{name}: the image has {pixels.shape[2]} channels ({image.mode}), "
+            f"but {channels} are expected"
+        )
+    return np.ascontiguousarray(_apply_orientation(pixels, _orientation(image)))
+
+
+def decode_label(data: bytes, spec: DatasetSpec, name: str) -> np.ndarray:
+    """Decodes a label and maps its values to trained ids.
+
+    Args:
+      data: a single-channel PNG of class ids: grey with 1 to 16 bits, or a palette, whose indices
+        are the ids.
+      spec: the dataset's classes.
+      name: the file's name, for errors.
+
+    Returns:
+      uint8 (H, W): classes 0..K-1 and `spec.ignore_label`.
+
+    Raises:
+      DataError: the file is not such a PNG, is truncated, or holds a value that `spec` lacks.
+    """
+    raw = _raw_label(data, name)
+    if raw.dtype != np.uint8:
+        if raw.max(initial=0) > 255:
+            raise _illegal_value(raw, raw > 255, spec, name)
+        raw = raw.astype(np.uint8)
+    label = cv2.LUT(raw, spec.label_lookup())
+    illegal = label == ILLEGAL_LABEL
+    if illegal.any():
+        raise _illegal_value(raw, illegal, spec, name)
+    return label
+
+
+def check_pair(
+    image: bytes, label: bytes, spec: DatasetSpec, name: str, label_name: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes an image and its label strictly and checks that they belong together.
+
+    Args:
+      image: the encoded image.
+      label: the encoded label.
+      spec: the dataset's classes and channels.
+      name: name of the image file, for errors.
+      label_name: name of the label file; `name` if None.
+
+    Returns:
+      The image, uint8 (H, W, C), and the label in trained ids, uint8 (H, W).
+
+    Raises:
+      DataError: one of the two cannot be decoded, a label value is not legal, or sizes differ. The
+        message names the file, what was found and what was expected.
+    """
+    label_name = label_name or name
+    pixels = decode_image(image, name, channels=spec.channels)
+    ids = decode_label(label, spec, label_name)
+    if pixels.shape[:2] != ids.shape:
+        turned = _orientation(_open(image, name, MAX_PIXELS)) != 1
+        raise DataError(
+            f"{label_name}: the label is {ids.shape[0]} x {ids.shape[1]} pixels (height x width), "
+            f"but its image {name} is {pixels.shape[0]} x {pixels.shape[1]}"
+            + (" after its EXIF orientation is applied" if turned else "")
+        )
+    return pixels, ids
+
+
+def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """Reads the header only."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: the image is over the limit of {MAX_PIXELS} pixels") from error
+    # Pillow's plugins raise whatever their parsers meet in damaged headers.
+    except Exception as error:
+        raise DataError(f"{name}: not a readable image ({len(data)} bytes)") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name}: the image has {height} x {width} = {height * width} pixels, "
+            f"over the limit of {max_pixels}"
+        )
+    return image
+
+
+def _pixels(image: Image.Image, data: bytes, name: str, channels: int) -> np.ndarray:
+    if _bit_depth(image, data) == 16:
+        return _decode_16bit(data, name, image, channels)
+    if channels == 3 and image.mode in ("RGB", "L") and _is_complete(image, data):
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if pixels is not None:
+            return pixels
+    image = _load(image, name)
+    if channels == 1:
+        return np.asarray(image.convert("L"))
+    if channels == 3:
+        # Straight to RGB, Pillow would blend palette transparency.
+        transparent = image.mode in ("LA", "PA") or "transparency" in image.info
+        return np.asarray((image.convert("RGBA") if transparent else image).convert("RGB"))
+    return np.asarray(image)
+
+
+def _decode_16bit(data: bytes, name: str, image: Image.Image, channels: int) -> np.ndarray:
+    # Pillow truncates 16-bit colour to its high byte and clips 16-bit grey.
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None or pixels.dtype != np.uint16:
+        _load(image, name)
+        raise DataError(f"{name}: 16-bit {image.format} image of this kind is not supported")
+    if pixels.ndim == 3:
+        order = [2, 1, 0, *range(3, pixels.shape[2])]
+        pixels = pixels[..., order]
+    pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if channels == 3 and pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    if channels == 3 and pixels.shape[2] == 4:
+        return pixels[..., :3]
+    if channels == 1 and pixels.ndim == 3:
+        return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
+    return pixels
+
+
+def _load(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
+    except Exception as error:
+        raise DataError(f"{name}: truncated or corrupt {image.format} image ({error})") from error
+    return image
+
+
+def _is_complete(image: Image.Image, data: bytes) -> bool:
+    """Whether OpenCV may decode: it fills the missing part of a truncated file with grey."""
+    if image.format in ("JPEG", "MPO"):
+        return data.endswith(_JPEG_END)
+    return image.format == "PNG" and data.endswith(_PNG_END)
+
+
+def _bit_depth(image: Image.Image, data: bytes) -> int:
+    if image.format == "PNG":
+        return data[24]
+    if image.mode.startswith("I;16"):
+        return 16
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,)))
+    return 8
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    # A damaged EXIF block says nothing about the pixels.
+    except Exception:
+        return 1
+
+
+def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    transpose, flip_rows, flip_columns = _ORIENTATIONS.get(orientation, (False, False, False))
+    if transpose:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+
+
+def _raw_label(data: bytes, name: str) -> np.ndarray:
+    """The stored ids: (H, W), uint8 or wider."""
+    image = _open(data, name, MAX_PIXELS)
+    if image.format != "PNG":
+        raise DataError(
+            f"{name}: the label is a {image.format} file, but a PNG image of class ids is expected"
+        )
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise DataError(
+            f"{name}: the label is an {image.mode} image, but a single channel of class ids "
+            "is expected"
+        )
+    if _orientation(image) != 1:
+        raise DataError(f"{name}: the label has an EXIF orientation; labels must have none")
+    depth = _bit_depth(image, data)
+    if image.mode == "L" and depth == 8 and _is_complete(image, data):
+        raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if raw is not None:
+            return raw
+    raw = np.asarray(_load(image, name))
+    if image.mode == "1":
+        return raw.astype(np.uint8)
+    if image.mode == "L" and depth < 8:
+        # Pillow stretches grey of few bits to 0..255.
+        return raw // np.uint8(255 // (2**depth - 1))
+    return raw
+
+
+def _illegal_value(raw: np.ndarray, illegal: np.ndarray, spec: DatasetSpec, name: str) -> DataError:
+    values = np.unique(raw[illegal])
+    shown = ", ".join(str(value) for value in values[:5]) + (", ..." if values.size > 5 else "")
+    return DataError(
+        f"{name}: label value {shown} ({int(illegal.sum())} pixels) is not legal in dataset "
+        f"{spec.name!r}; legal values: {spec.legal_ids()}"
+    )

@@ -1,0 +1,170 @@
+"""Sources of records to batches: order, randomness and sharing between processes.
+
+The global order of training records is a function of the seed alone: every epoch is shuffled anew
+and epochs follow each other without a seam. Batch `step` of the whole machine is records
+`step * B .. (step + 1) * B`, each transformed with a generator derived from the seed and its
+position. So what a step sees depends on neither workers, threads nor processes, and a run resumes
+from the step number.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+Example = dict[str, Any]
+
+
+class Stream(Iterator[Example]):
+    """An iterator whose background threads and processes end with `close` or the `with` block.
+
+    Args:
+      dataset: what to iterate over.
+    """
+
+    def __init__(self, dataset: grain.IterDataset):
+        self._iterator = iter(dataset)
+
+    def __next__(self) -> Example:
+        return next(self._iterator)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends prefetching; may be called twice."""
+        self._iterator.close()
+
+
+def train_batches(
+    source: Sequence[Any],
+    transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]],
+    *,
+    global_batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    prefetch: int = 4,
+) -> Stream:
+    """Endless training batches of one process.
+
+    Batch `step` of process p holds records `step * B + p * B / P .. step * B + (p + 1) * B / P` of
+    the global order, for global batch size B and P processes.
+
+    Args:
+      source: random access to records.
+      transform: record and generator -> arrays of fixed shapes.
+      global_batch_size: B, records per step over all processes.
+      seed: determines order and random transformations.
+      start_step: step of the first batch.
+      process_index: p.
+      process_count: P.
+      num_workers: processes that read and transform; 0 does it in threads of this one.
+      num_threads: reading threads, per worker if there are workers; 0 works on demand.
+      prefetch: batches kept ready, per worker if there are workers.
+
+    Returns:
+      Iterator over the batches `start_step`, `start_step + 1`, ... of this process: the arrays of
+      the transform with a leading axis B / P.
+
+    Raises:
+      ValueError: a size or index is out of range; B is not divisible by P.
+    """
+    _check_process(process_index, process_count)
+    if len(source) == 0:
+        raise ValueError("the training split has no records")
+    if global_batch_size < 1 or global_batch_size % process_count:
+        raise ValueError(
+            f"{global_batch_size=} must be a multiple of {process_count=}, for example "
+            f"{max(global_batch_size // process_count, 1) * process_count} or "
+            f"{(global_batch_size // process_count + 1) * process_count}"
+        )
+    if start_step < 0 or num_workers < 0 or num_threads < 0 or prefetch < 1:
+        raise ValueError(
+            f"{start_step=}, {num_workers=} and {num_threads=} must not be negative, "
+            f"{prefetch=} must be at least 1"
+        )
+    # Batches of one process's share, in global order: process p owns every P-th from p on.
+    batches = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat(None, reseed_each_epoch=True)
+        .random_map(transform)
+        .batch(global_batch_size // process_count)
+    )
+    mine = batches[start_step * process_count + process_index :: process_count]
+    dataset = mine.to_iter_dataset(_read_options(num_threads, prefetch))
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            # Grain reads absl flags, which outside of `app.run` nobody has parsed.
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(
+            num_workers=num_workers, per_worker_buffer_size=prefetch
+        )
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+    else:
+        _use_one_thread_per_image()
+    return Stream(dataset)
+
+
+def eval_examples(
+    source: Sequence[Any],
+    transform: Callable[[Any], Example],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+) -> Stream:
+    """Every record of a split exactly once over all processes.
+
+    Args:
+      source: random access to records.
+      transform: record -> example.
+      process_index: p; this process reads records p, p + P, p + 2P, ...
+      process_count: P.
+      num_threads: reading threads; 0 works on demand.
+
+    Returns:
+      Iterator over this process's examples, in order; empty if there are fewer records than
+      processes and none is left for this one.
+
+    Raises:
+      ValueError: the process index is out of range.
+    """
+    _check_process(process_index, process_count)
+    _use_one_thread_per_image()
+    dataset = grain.MapDataset.source(source)[process_index::process_count].map(transform)
+    return Stream(dataset.to_iter_dataset(_read_options(num_threads, 4 * num_threads)))
+
+
+def _check_process(process_index: int, process_count: int) -> None:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"{process_index=} must lie in 0..{process_count - 1}, {process_count=}")
+
+
+def _read_options(num_threads: int, buffer_size: int) -> grain.ReadOptions:
+    if num_threads == 0:
+        return grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=max(buffer_size, num_threads)
+    )
+
+
+def _use_one_thread_per_image() -> None:
+    """Reading threads already use every core; OpenCV's own would only get in their way."""
+    cv2.setNumThreads(0)
+
+
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    del worker_index, worker_count
+    _use_one_thread_per_image()

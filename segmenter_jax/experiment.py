@@ -1,0 +1,162 @@
+"""From a config to the parts of a run: dataset, network, optimizer, description."""
+
+import dataclasses
+
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from segmenter_jax import optim, sharding
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.data.augment import NORMALIZATION
+from segmenter_jax.data.datasets import Dataset, build_dataset
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.data.transforms import TrainTransform
+from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.train_step import StepOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run, each built from its group of the config."""
+
+    config: ml_collections.ConfigDict
+    dataset: Dataset
+    description: ModelDescription
+    model: Segmenter
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    options: StepOptions
+    transform: TrainTransform
+    mesh: Mesh
+
+
+def model_config(
+    config: ml_collections.ConfigDict, num_classes: int, in_channels: int
+) -> SegmenterConfig:
+    """Network described by `config.model` and the training crop.
+
+    Args:
+      config: see configs/common.py.
+      num_classes: of the dataset.
+      in_channels: of the dataset's images.
+    """
+    fields = dict(config.model)
+    variant = fields.pop("variant")
+    if fields["dtype"] == "auto":
+        fields["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    # A placeholder left alone keeps the variant's size.
+    fields = {name: value for name, value in fields.items() if value is not None}
+    crop = config.augment.crop_size
+    return SegmenterConfig.from_variant(
+        variant, num_classes=num_classes, image_size=(crop, crop), in_channels=in_channels, **fields
+    )
+
+
+def describe(config: ml_collections.ConfigDict, spec: DatasetSpec) -> ModelDescription:
+    """What will travel with the weights of a run on a dataset."""
+    choices = tuple(sorted(NORMALIZATION))
+    if config.augment.normalization not in NORMALIZATION:
+        raise ValueError(
+            f"augment.normalization={config.augment.normalization!r} is unknown; "
+            f"choose from {choices}"
+        )
+    mean, std = NORMALIZATION[config.augment.normalization]
+    return ModelDescription(
+        model=model_config(config, spec.num_classes, spec.channels),
+        classes=spec.class_names,
+        colors=spec.colors,
+        mean=mean,
+        std=std,
+        ignore_label=spec.ignore_label,
+        base_size=config.augment.base_size,
+        aspect_bound=config.augment.aspect_bound,
+        window=config.eval.window,
+        stride=config.eval.stride,
+        provenance={"dataset": spec.name, "init_from": config.init_from},
+    )
+
+
+def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Learning-rate schedule of `config.optimizer`."""
+    o = config.optimizer
+    return optim.make_schedule(
+        o.schedule,
+        learning_rate=o.learning_rate,
+        min_learning_rate=o.min_learning_rate,
+        total_steps=config.total_steps,
+        power=o.power,
+        warmup_steps=o.warmup_steps,
+    )
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Optimizer of `config.optimizer`."""
+    o = config.optimizer
+    return optim.make_optimizer(
+        o.name,
+        schedule,
+        momentum=o.momentum,
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm,
+    )
+
+
+def make_transform(config: ml_collections.ConfigDict, spec: DatasetSpec) -> TrainTransform:
+    """Host augmentation of `config.augment`."""
+    a = config.augment
+    return TrainTransform(
+        spec=spec,
+        crop_size=a.crop_size,
+        base_size=a.base_size,
+        aspect_bound=a.aspect_bound,
+        scale_range=tuple(a.scale_range),
+        category_max_ratio=a.category_max_ratio,
+        flip_prob=a.flip_prob,
+    )
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks a config and builds everything it describes, before any device work.
+
+    Args:
+      config: see configs/common.py.
+
+    Raises:
+      ValueError: a value of the config or of the dataset is wrong; the message names it.
+    """
+    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
+    sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
+    schedule = make_schedule(config)
+    optimizer = make_optimizer(config, schedule)
+
+    d = config.dataset
+    dataset = build_dataset(d.name, d.data_dir, d.source or None)
+    for split in (d.train_split, d.eval_split):
+        if split not in dataset.splits:
+            raise ValueError(
+                f"dataset {d.name!r} has no split {split!r}; choose from {sorted(dataset.splits)}"
+            )
+    description = describe(config, dataset.spec)
+    options = StepOptions(
+        mean=description.mean,
+        std=description.std,
+        ignore_label=dataset.spec.ignore_label,
+        photometric=config.augment.photometric,
+        grad_accum_steps=config.grad_accum_steps,
+        num_shards=mesh.size,
+    )
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        description=description,
+        model=Segmenter(description.model),
+        schedule=schedule,
+        optimizer=optimizer,
+        options=options,
+        transform=make_transform(config, dataset.spec),
+        mesh=mesh,
+    )

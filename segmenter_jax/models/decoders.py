@@ -1,0 +1,80 @@
+"""Decoders: patch tokens to one logit per patch and class."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from segmenter_jax.models.vit import Block, Gelu
+
+_dense_init = initializers.truncated_normal(0.02)
+
+
+class LinearDecoder(nn.Module):
+    """One dense layer on every patch token. Source: Segmenter section 3.2, "Linear"."""
+
+    num_classes: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps patch tokens (B, N, D) to float32 logits (B, N, num_classes)."""
+        del deterministic
+        dense = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_dense_init, name="head")
+        return dense(patches).astype(jnp.float32)
+
+
+def _unit_norm(x: jax.Array) -> jax.Array:
+    # The smallest normal float guards the gradient at an all-zero vector, and only that.
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.finfo(x.dtype).tiny)
+
+
+class MaskTransformerDecoder(nn.Module):
+    """Patches and learned class embeddings, decoded together. Source: Segmenter section 3.2.
+
+    The reference's names: `class_embedding` = cls_emb, `proj_dec` = proj_dec,
+    `proj_patch` / `proj_classes` = the same, `block_i` = blocks.i.
+    """
+
+    num_classes: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    dropout_rate: float
+    drop_path_rate: float
+    layer_norm_eps: float
+    gelu: Gelu
+    attention: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps patch tokens (B, N, D) to float32 logits (B, N, num_classes)."""
+        batch, num_patches, width = patches.shape
+        x = nn.Dense(width, dtype=self.dtype, kernel_init=_dense_init, name="proj_dec")(patches)
+        classes = self.param("class_embedding", _dense_init, (1, self.num_classes, width))
+        classes = jnp.broadcast_to(classes, (batch, self.num_classes, width)).astype(x.dtype)
+        x = jnp.concatenate([x, classes], axis=1)
+        for i in range(self.depth):
+            x = Block(
+                self.num_heads,
+                self.mlp_dim,
+                self.dropout_rate,
+                self.drop_path_rate * i / max(self.depth - 1, 1),
+                self.layer_norm_eps,
+                self.gelu,
+                self.attention,
+                self.dtype,
+                name=f"block_{i}",
+            )(x, deterministic)
+        x = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="decoder_norm")(x)
+
+        projection_init = initializers.normal(width**-0.5)
+        proj_patch = self.param("proj_patch", projection_init, (width, width))
+        proj_classes = self.param("proj_classes", projection_init, (width, width))
+        patches = x[:, :num_patches] @ proj_patch.astype(self.dtype)
+        classes = x[:, num_patches:] @ proj_classes.astype(self.dtype)
+        patches, classes = (_unit_norm(t.astype(jnp.float32)) for t in (patches, classes))
+        masks = jnp.einsum("bnd,bkd->bnk", patches, classes)
+        norm = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=jnp.float32, name="mask_norm")
+        return norm(masks)

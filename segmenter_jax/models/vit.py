@@ -1,0 +1,224 @@
+"""Vision Transformer encoder.
+
+Parameter names are those of the original Google checkpoints, so that loading them is nearly the
+identity: `embedding`, `cls`, `pos_embedding`, `encoderblock_i/{LayerNorm_0, attention, LayerNorm_1,
+mlp}`, `encoder_norm`. Distilled DeiT models have one more token, `dist`, after the class token.
+"""
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from segmenter_jax.models.attention import attention, attention_weights
+from segmenter_jax.resampling import Method, resize_matrix
+
+Gelu = Literal["exact", "tanh"]
+
+# Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
+ATTENTION_MAPS = "attention_maps"
+
+_dense_init = initializers.truncated_normal(0.02)
+
+
+class KernelBias(nn.Module):
+    """Holds one projection's kernel and bias without applying them."""
+
+    kernel_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", _dense_init, self.kernel_shape)
+        return kernel, self.param("bias", initializers.zeros, self.bias_shape)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with separate query, key, value and out parameters."""
+
+    num_heads: int
+    implementation: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+        batch, length, width = x.shape
+        heads, head_dim = self.num_heads, width // self.num_heads
+        parts = [
+            KernelBias((width, heads, head_dim), (heads, head_dim), name=name)()
+            for name in ("query", "key", "value")
+        ]
+        # One matmul for the three projections: a wider product, and one read of x.
+        kernel = jnp.concatenate([k.reshape(width, width) for k, _ in parts], axis=1)
+        bias = jnp.concatenate([b.reshape(width) for _, b in parts])
+        qkv = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        qkv = qkv.reshape(batch, length, 3, heads, head_dim)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+        if self.is_mutable_collection(ATTENTION_MAPS):
+            self.sow(ATTENTION_MAPS, "weights", attention_weights(query, key))
+        y = attention(query, key, value, self.implementation)
+
+        kernel, bias = KernelBias((heads, head_dim, width), (width,), name="out")()
+        y = y.reshape(batch, length, width)
+        return y @ kernel.reshape(width, width).astype(self.dtype) + bias.astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a GELU between them."""
+
+    mlp_dim: int
+    dropout_rate: float
+    gelu: Gelu
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_dense_init)
+        width = x.shape[-1]
+        x = dense(self.mlp_dim, name="Dense_0")(x)
+        x = nn.gelu(x, approximate=self.gelu == "tanh")
+        x = nn.Dropout(self.dropout_rate)(x, deterministic)
+        x = dense(width, name="Dense_1")(x)
+        return nn.Dropout(self.dropout_rate)(x, deterministic)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch per sample, scales what is kept by 1/keep."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1))
+        return jnp.where(mask, x / keep, jnp.zeros((), x.dtype))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, used by the encoder and by the mask decoder."""
+
+    num_heads: int
+    mlp_dim: int
+    dropout_rate: float
+    drop_path_rate: float
+    layer_norm_eps: float
+    gelu: Gelu
+    attention: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+        norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_eps, dtype=self.dtype)
+        drop_path = DropPath(self.drop_path_rate)
+        y = norm(name="LayerNorm_0")(x)
+        y = Attention(self.num_heads, self.attention, self.dtype, name="attention")(y)
+        y = nn.Dropout(self.dropout_rate)(y, deterministic)
+        x = x + drop_path(y, deterministic)
+        y = norm(name="LayerNorm_1")(x)
+        y = Mlp(self.mlp_dim, self.dropout_rate, self.gelu, self.dtype, name="mlp")(
+            y, deterministic
+        )
+        return x + drop_path(y, deterministic)
+
+
+def resize_position_embedding(
+    embedding: jax.Array,
+    num_extra: int,
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    method: Method = "bilinear",
+) -> jax.Array:
+    """Resizes the grid part of position embeddings; extra tokens are kept as they are.
+
+    Args:
+      embedding: (1, num_extra + grid[0] * grid[1], D), extra tokens first.
+      num_extra: number of class and distillation tokens.
+      grid: (rows, columns) the embeddings were made for, in patches.
+      new_grid: (rows, columns) wanted, in patches.
+      method: see `resampling.resize_matrix`.
+
+    Returns:
+      (1, num_extra + new_grid[0] * new_grid[1], D).
+    """
+    if tuple(grid) == tuple(new_grid):
+        return embedding
+    extra, patches = embedding[:, :num_extra], embedding[:, num_extra:]
+    patches = patches.reshape(*grid, -1)
+    rows, columns = (
+        jnp.asarray(resize_matrix(i, o, method), patches.dtype)
+        for i, o in zip(grid, new_grid, strict=True)
+    )
+    resized = jnp.einsum(
+        "yh,xw,hwd->yxd", rows, columns, patches, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.concatenate([extra, resized.reshape(1, -1, resized.shape[-1])], axis=1)
+
+
+class VisionTransformer(nn.Module):
+    """ViT encoder over a padded image; returns normalised tokens, extra tokens first.
+
+    Source: Dosovitskiy et al. 2021; Segmenter section 3.1.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch_size: int
+    grid: tuple[int, int]
+    distilled: bool
+    dropout_rate: float
+    drop_path_rate: float
+    layer_norm_eps: float
+    gelu: Gelu
+    attention: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array, deterministic: bool) -> jax.Array:
+        """Encodes an image.
+
+        Args:
+          image: normalised (B, H, W, C) with H and W multiples of `patch_size`, in pixels.
+          deterministic: no dropout, no stochastic depth.
+
+        Returns:
+          (B, num_extra + h * w, width) in `dtype`.
+        """
+        patch = (self.patch_size, self.patch_size)
+        x = nn.Conv(self.width, patch, patch, "VALID", dtype=self.dtype, name="embedding")(image)
+        batch, rows, columns, width = x.shape
+        x = x.reshape(batch, rows * columns, width)
+
+        names = ("cls", "dist") if self.distilled else ("cls",)
+        extra = [self.param(name, _dense_init, (1, 1, width)) for name in names]
+        position = self.param(
+            "pos_embedding", _dense_init, (1, len(extra) + self.grid[0] * self.grid[1], width)
+        )
+        position = resize_position_embedding(position, len(extra), self.grid, (rows, columns))
+        extra = [jnp.broadcast_to(token, (batch, 1, width)).astype(x.dtype) for token in extra]
+        x = jnp.concatenate([*extra, x], axis=1) + position.astype(x.dtype)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic)
+
+        for i in range(self.depth):
+            x = Block(
+                self.num_heads,
+                self.mlp_dim,
+                self.dropout_rate,
+                self.drop_path_rate * i / max(self.depth - 1, 1),
+                self.layer_norm_eps,
+                self.gelu,
+                self.attention,
+                self.dtype,
+                name=f"encoderblock_{i}",
+            )(x, deterministic)
+        return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="encoder_norm")(x)

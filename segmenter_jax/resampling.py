@@ -1,0 +1,68 @@
+"""Resizing as linear algebra: one small matrix per axis.
+
+A separable resize of an image is `R_y @ image @ R_x.T`. Everything that moves pixels in this
+package (upsampling logits, merging windows, resizing position embeddings) is a product of the
+matrices made here, so the conventions are stated once: half-pixel centres, no antialiasing, edges
+clamped, as PyTorch's `interpolate(align_corners=False)`. `corner_linear` is the corner-aligned
+rule of the original Google ViT code.
+"""
+
+import functools
+from typing import Literal
+
+import numpy as np
+
+Method = Literal["bilinear", "bicubic", "corner_linear"]
+
+# PyTorch's cubic convolution coefficient.
+_CUBIC_A = -0.75
+
+
+def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+    d = np.abs(distance)
+    near = ((_CUBIC_A + 2) * d - (_CUBIC_A + 3)) * d * d + 1
+    far = ((_CUBIC_A * d - 5 * _CUBIC_A) * d + 8 * _CUBIC_A) * d - 4 * _CUBIC_A
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+@functools.lru_cache(maxsize=512)
+def resize_matrix(in_size: int, out_size: int, method: Method = "bilinear") -> np.ndarray:
+    """Matrix of a one-dimensional resize.
+
+    Args:
+      in_size: length of the input axis, in samples.
+      out_size: length of the output axis, in samples.
+      method: "bilinear" or "bicubic" with half-pixel centres, or "corner_linear", where the first
+        and last samples of both axes coincide.
+
+    Returns:
+      float64 (out_size, in_size), read-only; rows sum to 1.
+
+    Raises:
+      ValueError: a size is not positive or the method is unknown.
+    """
+    if in_size < 1 or out_size < 1:
+        raise ValueError(f"sizes must be at least 1, got {in_size=}, {out_size=}")
+    index = np.arange(out_size, dtype=np.float64)
+    if method == "corner_linear":
+        centre = index * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
+    elif method in ("bilinear", "bicubic"):
+        centre = (index + 0.5) * (in_size / out_size) - 0.5
+    else:
+        raise ValueError(f"{method=} is unknown; choose from {Method.__args__}")
+    if method == "bilinear":
+        # Clamping the coordinate, not only the taps, is what PyTorch does; the result is the same.
+        centre = np.clip(centre, 0, in_size - 1)
+
+    first = np.floor(centre).astype(np.int64)
+    offsets = (-1, 0, 1, 2) if method == "bicubic" else (0, 1)
+    matrix = np.zeros((out_size, in_size))
+    rows = np.arange(out_size)
+    for offset in offsets:
+        tap = first + offset
+        distance = centre - tap
+        weight = _cubic_kernel(distance) if method == "bicubic" else 1 - np.abs(distance)
+        # Edge taps fold onto the border sample, hence accumulation.
+        np.add.at(matrix, (rows, np.clip(tap, 0, in_size - 1)), weight)
+    matrix.setflags(write=False)
+    return matrix

@@ -1,0 +1,111 @@
+"""Where arrays live: one mesh, and the rules that place batches, parameters and optimizer state.
+
+Mesh axes are `data` (replicas of the parameters) and `fsdp` (parameters and optimizer state cut
+into pieces). The batch is cut over both.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+
+# Smaller leaves are replicated: gathering them costs more latency than they take memory.
+MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(fsdp: int = 1, num_devices: int | None = None) -> Mesh:
+    """Mesh over all devices of all processes, or over the first `num_devices` of them.
+
+    Args:
+      fsdp: number of pieces that parameters are cut into.
+      num_devices: devices to use; None means all. Fewer than all needs a single process.
+
+    Raises:
+      ValueError: the sizes do not fit the devices at hand.
+    """
+    available = jax.device_count()
+    num_devices = available if num_devices is None else num_devices
+    if not 1 <= num_devices <= available:
+        raise ValueError(f"{num_devices=} must be between 1 and the {available} devices at hand")
+    if num_devices < available and jax.process_count() > 1:
+        raise ValueError(f"{num_devices=} of {available} devices works in a single process only")
+    if fsdp < 1 or num_devices % fsdp:
+        choices = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+        raise ValueError(f"{fsdp=} does not divide {num_devices} devices; choose from {choices}")
+    return jax.make_mesh(
+        (num_devices // fsdp, fsdp),
+        AXES,
+        axis_types=(AxisType.Auto,) * 2,
+        devices=jax.devices()[:num_devices],
+    )
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, grad_accum_steps: int = 1) -> None:
+    """Raises ValueError, with the choices, if the global batch does not divide over the mesh."""
+    rows = mesh.size * grad_accum_steps
+    if batch_size < 1 or batch_size % rows:
+        lower = batch_size // rows * rows
+        choices = [n for n in (lower, lower + rows) if n > 0]
+        devices = [n for n in range(1, mesh.size) if batch_size % (n * grad_accum_steps) == 0]
+        hint = f", or use {devices} devices" if devices else ""
+        raise ValueError(
+            f"{batch_size=} (global) does not divide over {mesh.size} devices and "
+            f"{grad_accum_steps=}; choose from {choices}{hint}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """Cuts the largest dimension that `fsdp` divides; small arrays stay whole."""
+    if fsdp == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_SIZE:
+        return PartitionSpec()
+    for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
+        if shape[axis] % fsdp == 0:
+            return PartitionSpec(*(None,) * axis, "fsdp")
+    return PartitionSpec()
+
+
+def tree_sharding(tree: Any, mesh: Mesh) -> Any:
+    """Sharding of every leaf of a tree of arrays or shapes, by `leaf_spec`.
+
+    The rule sees shapes only, so that an optimizer's moments lie where their parameters do.
+    """
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, mesh.shape["fsdp"])), tree
+    )
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Joins every process's rows into one global batch on the devices.
+
+    Args:
+      batch: this process's share, arrays of (global_batch / num_processes, ...).
+      mesh: see `make_mesh`.
+    """
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+    """Copy of a sharded tree on this process's first device, for work that stays in the process."""
+    gathered = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

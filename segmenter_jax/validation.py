@@ -1,0 +1,123 @@
+"""Evaluation while training: numbers, pictures, and the models worth keeping."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from etils import epath
+
+from segmenter_jax import sharding
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, load_description, save_model
+from segmenter_jax.data.pipeline import eval_examples
+from segmenter_jax.data.transforms import EvalTransform
+from segmenter_jax.evaluate import evaluate_split
+from segmenter_jax.experiment import Experiment
+from segmenter_jax.inference import InferenceSettings, SlidingWindow
+from segmenter_jax.logging import RunLog, logger
+from segmenter_jax.metrics import SegmentationReport
+from segmenter_jax.visualize import overlay
+
+BEST, LATEST = WORKDIR_MODELS
+
+
+class Validation:
+    """Evaluates parameters on the evaluation split and keeps the latest and the best model."""
+
+    def __init__(self, experiment: Experiment, workdir: epath.Path, log: RunLog):
+        """Prepares the engine; it compiles once, at the first evaluation.
+
+        Args:
+          experiment: the run.
+          workdir: receives `model/`, `predictions/` and `report.json`.
+          log: receives scalars and pictures.
+        """
+        self._experiment, self._workdir, self._log = experiment, workdir, log
+        d = experiment.description
+        settings = InferenceSettings(
+            window=d.window,
+            stride=d.stride,
+            base_size=d.base_size,
+            aspect_bound=d.aspect_bound,
+            batch_size=experiment.config.eval.batch_size,
+        )
+        # Hosts see different numbers of windows, so each works on its own devices.
+        self._engine = SlidingWindow(experiment.model, settings, mean=d.mean, std=d.std)
+        self._best = _saved_score(workdir / BEST)
+
+    def run(self, params: Any, step: int) -> dict[str, float]:
+        """Evaluates, logs, and saves the model; returns the totals.
+
+        Args:
+          params: parameters on the training mesh.
+          step: number of updates done.
+        """
+        local = sharding.local_copy(params, self._experiment.mesh)
+        report = self._evaluate(local, step)
+        totals = report.totals()
+        self._log.scalars(step, {f"eval/{name}": value for name, value in totals.items()})
+        logger.info("step %d  %s", step, report.summary())
+        self._save(params, report, step)
+        return totals
+
+    def _evaluate(self, params: Any, step: int) -> SegmentationReport:
+        experiment = self._experiment
+        spec = experiment.dataset.spec
+        source = experiment.dataset.source(experiment.config.dataset.eval_split)
+        examples = eval_examples(
+            source,
+            EvalTransform(spec),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=experiment.config.loader.num_threads,
+        )
+        with contextlib.closing(examples):
+            on_result = self._picture_writer(step)
+            return evaluate_split(self._engine, params, examples, spec, on_result)
+
+    def _picture_writer(self, step: int) -> Callable[[Mapping[str, Any], np.ndarray], None]:
+        """Writes the first examples, as image, label and prediction side by side."""
+        spec = self._experiment.dataset.spec
+        remaining = self._experiment.config.eval.num_pictures if jax.process_index() == 0 else 0
+        folder = self._workdir / "predictions"
+
+        def write(example: Mapping[str, Any], ids: np.ndarray) -> None:
+            nonlocal remaining
+            if not remaining:
+                return
+            remaining -= 1
+            image = example["image"]
+            views = [np.full_like(ids, 255), example["label"], ids]
+            picture = np.concatenate([overlay(image, view, spec.colors) for view in views], axis=1)
+            name = example["name"].replace("/", "_")
+            self._log.picture(step, f"predictions/{name}", picture)
+            folder.mkdir(parents=True, exist_ok=True)
+            _, data = cv2.imencode(".png", picture[..., ::-1])
+            (folder / f"{name}.png").write_bytes(data.tobytes())
+
+        return write
+
+    def _save(self, params: Any, report: SegmentationReport, step: int) -> None:
+        score = report.mean_iou
+        d = self._experiment.description
+        provenance = d.provenance | {
+            "step": step,
+            "mean_iou": score,
+            "pixel_accuracy": report.pixel_accuracy,
+            "protocol": report.protocol,
+        }
+        description = ModelDescription(**(vars(d) | {"provenance": provenance}))
+        save_model(self._workdir / LATEST, description, params)
+        if score > self._best:
+            self._best = score
+            save_model(self._workdir / BEST, description, params)
+        if jax.process_index() == 0:
+            (self._workdir / "report.json").write_text(report.to_json())
+
+
+def _saved_score(path: epath.Path) -> float:
+    """Score of the best model that an interrupted run left; below every score if there is none."""
+    return float(load_description(path).provenance["mean_iou"]) if path.exists() else -1.0
