@@ -13,7 +13,7 @@ _PLACES = {
     "SegmenterConfig": "segmenter_jax.models",
 }
 
-__all__ = ["Predictor", "Segmenter", "SegmenterConfig", "__version__", "load"]  # noqa: F822
+__all__ = ["Predictor", "Segmenter", "SegmenterConfig", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

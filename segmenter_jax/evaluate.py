@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from segmenter_jax.checkpoints.model_dir import ModelDescription, load_model
+from segmenter_jax.checkpoints.model_dir import ModelDescription
 from segmenter_jax.command import (
     add_protocol_flags,
     protocol_overrides,
@@ -31,7 +31,7 @@ from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.inference import SlidingWindow
 from segmenter_jax.metrics import SegmentationReport, confusion_matrix
 from segmenter_jax.models import Segmenter
-from segmenter_jax.predict import model_settings
+from segmenter_jax.predict import model_settings, read_model
 
 Example = Mapping[str, Any]
 
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Evaluates a model on a split of a dataset, at the labels' own sizes. Classes "
         "that occur in neither labels nor predictions are left out of the means.",
     )
-    parser.add_argument("model", help="model directory, or workdir of a run")
+    parser.add_argument("model", help="model directory, workdir of a run, or checkpoint")
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument(
         "--data_dir", default="~/tensorflow_datasets", help="folder of built datasets"
@@ -162,7 +162,7 @@ def _check_dataset(dataset: Dataset, description: ModelDescription, split: str) 
 
 def _command(arguments: argparse.Namespace) -> None:
     use_compilation_cache()
-    description, params = load_model(arguments.model)
+    description, params = read_model(arguments.model)
     settings = model_settings(description, **protocol_overrides(arguments))
     dataset = build_dataset(arguments.dataset, arguments.data_dir, arguments.source)
     _check_dataset(dataset, description, arguments.split)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+from absl import logging as absl_logging
 from tensorboardX import SummaryWriter
 
 logger = logging.getLogger("segmenter_jax")
@@ -20,6 +21,8 @@ def setup_console(is_main_process: bool) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main_process else logging.WARNING)
+    # Orbax tells every stage of every save through absl, at level INFO.
+    absl_logging.set_verbosity(absl_logging.WARNING)
 
 
 class RunLog:

@@ -57,8 +57,8 @@ class SegmentationReport:
 
     matrix: np.ndarray
     classes: tuple[str, ...]
-    protocol: str = ""
-    num_images: int = 0
+    protocol: str
+    num_images: int
 
     def __post_init__(self) -> None:
         if self.matrix.shape != (len(self.classes),) * 2:
@@ -114,7 +114,7 @@ class SegmentationReport:
         ]
 
     def table(self) -> str:
-        """Per-class table and totals as text, in percent."""
+        """Per-class table and summary as text, in percent."""
         cells = [
             (
                 str(r["id"]),

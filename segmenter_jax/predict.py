@@ -17,7 +17,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from segmenter_jax.checkpoints.model_dir import ModelDescription, load_model
+from segmenter_jax.checkpoints.model_dir import (
+    ModelDescription,
+    load_model,
+    resolve_model_dir,
+)
 from segmenter_jax.command import (
     FAILED,
     add_protocol_flags,
@@ -64,6 +68,8 @@ class Predictor:
 
     Attributes:
       description: what the model directory says.
+      model: the network.
+      params: its parameters, on the devices.
     """
 
     def __init__(
@@ -82,8 +88,8 @@ class Predictor:
         """
         self.description = description
         self._devices = devices
-        self._model = Segmenter(description.model)
-        self._params = self.engine().place(params)
+        self.model = Segmenter(description.model)
+        self.params = self.engine().place(params)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -98,7 +104,7 @@ class Predictor:
     def engine(self, **overrides: Any) -> SlidingWindow:
         """The inference engine with the model's settings, or others; see `model_settings`."""
         return SlidingWindow(
-            self._model,
+            self.model,
             model_settings(self.description, **overrides),
             mean=self.description.mean,
             std=self.description.std,
@@ -141,7 +147,7 @@ class Predictor:
         self, requests: Iterable[Request], outputs: tuple[str, ...] = ("ids",), **overrides: Any
     ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         """Runs requests; see `SlidingWindow.run`."""
-        return self.engine(**overrides).run(self._params, requests, outputs)
+        return self.engine(**overrides).run(self.params, requests, outputs)
 
     def read(self, picture: Picture) -> np.ndarray:
         """Decodes a picture to uint8 (H, W, C) as the model takes it.
@@ -171,7 +177,7 @@ class Predictor:
             pictures, "__array__"
         )
         images = ({"image": self.read(p)} for p in ([pictures] if single else pictures))
-        results = self.engine(**overrides).predict(self._params, images, (output,))
+        results = self.engine(**overrides).predict(self.params, images, (output,))
         arrays = (maps[output].astype(dtype, copy=False) for _, maps in results)
         if single:
             return next(arrays)
@@ -192,17 +198,32 @@ def _channels_of(image: np.ndarray, channels: int) -> np.ndarray:
     return image
 
 
+def read_model(path: os.PathLike | str) -> tuple[ModelDescription, Any]:
+    """Description and parameters of any model that `load` takes."""
+    try:
+        resolve_model_dir(path)
+    except ValueError:
+        if not os.path.exists(os.path.expanduser(path)):
+            raise
+        # Readers of foreign formats are needed here only.
+        from segmenter_jax.convert import load_any
+
+        return load_any(path)
+    return load_model(path)
+
+
 def load(path: os.PathLike | str, *, devices: Sequence[jax.Device] | None = None) -> Predictor:
     """Loads a model for prediction.
 
     Args:
-      path: a model directory, or the workdir of a run.
+      path: a model directory, the workdir of a run, or a checkpoint of another project that has a
+        decoder, converted on the fly.
       devices: of this process; None takes all of them.
 
     Raises:
       ValueError: no model is there, or it is damaged.
     """
-    return Predictor(*load_model(path), devices=devices)
+    return Predictor(*read_model(path), devices=devices)
 
 
 def planned_outputs(inputs: Sequence[str]) -> dict[pathlib.Path, pathlib.PurePath]:
@@ -328,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
         "values) and palette/ (class ids that show in their colours), and legend.png. A file that "
         "cannot be read is reported and skipped; the exit code is then 1.",
     )
-    parser.add_argument("model", help="model directory, or workdir of a run")
+    parser.add_argument("model", help="model directory, workdir of a run, or checkpoint")
     parser.add_argument("inputs", nargs="+", help="files, or folders, which are mirrored")
     parser.add_argument("-o", "--output", required=True, help="folder of the results")
     parser.add_argument(

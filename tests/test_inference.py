@@ -211,10 +211,10 @@ def test_ids_alone_equal_ids_beside_probabilities(tiny):
         np.testing.assert_array_equal(a, b)
 
 
-def test_all_devices_give_what_one_gives(tiny):
-    model, params = tiny
-    options = InferenceSettings(64, 48, scales=(0.75, 1.0), flip=True)
-    images = random_images(3)
+def test_all_devices_give_what_one_gives():
+    model, params = PatchMeans(), np.eye(3, dtype=np.float32)
+    options = InferenceSettings(32, 20, scales=(0.75, 1.0), flip=True)
+    images = random_images(2)
     one, all_of_them = (
         [
             maps["probs"]

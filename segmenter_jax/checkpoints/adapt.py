@@ -52,17 +52,19 @@ class Report:
     dropped: list[tuple[str, Shape, str]] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """The report; repeated blocks share a line."""
+    def lines(self, with_mapped: bool = True) -> list[str]:
+        """The report, with or without what was simply mapped; repeated blocks share a line."""
+        mapped = self.mapped if with_mapped else []
         groups = {
-            "mapped": [f"{ours} <- {theirs} {shape}" for ours, theirs, shape in self.mapped],
+            "mapped": [f"{ours} <- {theirs} {shape}" for ours, theirs, shape in mapped],
             "resized": [f"{n} {old} -> {new}, {how}" for n, old, new, how in self.resized],
             "newly initialised": [f"{n} {shape}: {why}" for n, shape, why in self.initialised],
             "dropped": [f"{n} {shape}: {why}" for n, shape, why in self.dropped],
         }
+        counts = {"mapped": len(self.mapped)}
         lines = [self.header]
         for title, items in groups.items():
-            lines.append(f"{title}: {len(items)}")
+            lines.append(f"{title}: {counts.get(title, len(items))}")
             lines += [f"  {item}" for item in _collapse(items)]
         return lines + [f"warning: {warning}" for warning in self.warnings]
 

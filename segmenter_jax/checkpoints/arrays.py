@@ -10,7 +10,9 @@ import json
 import math
 import os
 import pathlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,16 @@ import numpy as np
 MAX_EXPANSION = 20
 MIN_LIMIT_BYTES = 64 * 2**20
 MAX_ARRAYS = 100_000
+
+# What a damaged archive raises; RuntimeError stands for an encrypted one.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 _SAFETENSORS_DTYPES = {
     "F16": np.float16,
@@ -82,7 +94,7 @@ def read_float32(path: os.PathLike | str, name: str, array: LazyArray) -> np.nda
         raise CheckpointError(f"{path}: array {name} is not floating point")
     try:
         values = array.load()
-    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except (*_ZIP_ERRORS, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: array {name} is damaged: {one_line(error)}") from error
     if tuple(values.shape) != array.shape:
         raise CheckpointError(f"{path}: array {name} has shape {values.shape}, not {array.shape}")
@@ -108,7 +120,7 @@ def _detect(path: pathlib.Path) -> tuple[str, Callable]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        except _ZIP_ERRORS as error:
             raise CheckpointError(f"{path}: damaged or truncated archive: {error}") from None
         if any(name.endswith("/data.pkl") for name in names):
             return "torch", _read_torch
@@ -140,26 +152,27 @@ def _check_limits(path: pathlib.Path, arrays: dict[str, LazyArray]) -> None:
 
 def _read_npz(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]:
     arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            if not member.endswith(".npy"):
-                raise CheckpointError(f"{path}: unexpected member {member!r}")
-            try:
-                with archive.open(member) as file:
-                    shape, dtype = _npy_header(file)
-            except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
-                raise CheckpointError(
-                    f"{path}: array {member[:-4]} is damaged: {one_line(error)}"
-                ) from None
-            if dtype.hasobject:
-                raise CheckpointError(
-                    f"{path}: array {member[:-4]} holds Python objects, which are never loaded"
-                )
-            # NumPy writes bfloat16 as raw two-byte values.
-            if dtype == np.dtype("V2"):
-                dtype = np.dtype(ml_dtypes.bfloat16)
-            known = dtype if dtype.kind == "f" or dtype == ml_dtypes.bfloat16 else None
-            arrays[member[:-4]] = LazyArray(shape, known, _npz_loader(path, member, dtype))
+    # Stays open for the arrays to be read: finding its members is what takes long.
+    archive = zipfile.ZipFile(path)
+    for member in archive.namelist():
+        if not member.endswith(".npy"):
+            raise CheckpointError(f"{path}: unexpected member {member!r}")
+        try:
+            with archive.open(member) as file:
+                shape, dtype = _npy_header(file)
+        except (*_ZIP_ERRORS, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: array {member[:-4]} is damaged: {one_line(error)}"
+            ) from None
+        if dtype.hasobject:
+            raise CheckpointError(
+                f"{path}: array {member[:-4]} holds Python objects, which are never loaded"
+            )
+        # NumPy writes bfloat16 as raw two-byte values.
+        if dtype == np.dtype("V2"):
+            dtype = np.dtype(ml_dtypes.bfloat16)
+        known = dtype if dtype.kind == "f" or dtype == ml_dtypes.bfloat16 else None
+        arrays[member[:-4]] = LazyArray(shape, known, _npz_loader(archive, member, dtype))
     return arrays, {}
 
 
@@ -175,9 +188,9 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _npz_loader(path: pathlib.Path, member: str, dtype: np.dtype) -> Callable[[], np.ndarray]:
+def _npz_loader(archive: zipfile.ZipFile, member: str, dtype: np.dtype) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        with archive.open(member) as file:
             values = np.lib.format.read_array(file, allow_pickle=False)
             # The checksum is verified only when the end of the member is reached.
             if file.read(1):

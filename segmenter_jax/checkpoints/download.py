@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -123,7 +123,10 @@ def download(url: str, path: pathlib.Path, attempts: int = _ATTEMPTS) -> None:
             break
         except urllib.error.HTTPError as error:
             with error:
-                if error.code < 500 or attempt == attempts - 1:
+                if error.code == 416:
+                    # Nothing is left to send after what is here: begin again.
+                    part.unlink(missing_ok=True)
+                elif error.code < 500 or attempt == attempts - 1:
                     reason = f"the server answers {error.code} {error.reason}"
                     raise DownloadError(f"cannot download {url}: {reason}") from None
         except (OSError, http.client.HTTPException) as error:
@@ -131,18 +134,18 @@ def download(url: str, path: pathlib.Path, attempts: int = _ATTEMPTS) -> None:
                 raise DownloadError(f"cannot download {url}: {one_line(error)}") from None
         time.sleep(0.2 * 2**attempt)
     os.replace(part, path)
-    _etag_file(part).unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
 
 
 def _continue(url: str, part: pathlib.Path) -> None:
     """Fetches what is missing of a file; raises OSError if the connection ends too early."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url)
-    etag = _etag_file(part).read_text() if _etag_file(part).exists() else ""
-    if have and etag:
+    version = _version_file(part).read_text() if _version_file(part).exists() else ""
+    if have and version:
         # The server sends the whole file instead if it is no longer the one that was begun.
         request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", etag)
+        request.add_header("If-Range", version)
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -151,7 +154,7 @@ def _continue(url: str, part: pathlib.Path) -> None:
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
-        _etag_file(part).write_text(response.headers.get("ETag", ""))
+        _version_file(part).write_text(_version(response.headers))
         with part.open("ab" if resumed else "wb") as file:
             for block in _blocks(response, url, start, total):
                 file.write(block)
@@ -179,23 +182,34 @@ def _blocks(response: Any, url: str, start: int, total: int | None) -> Iterator[
         print(file=sys.stderr)
 
 
-def _etag_file(part: pathlib.Path) -> pathlib.Path:
-    return part.with_name(part.name + ".etag")
+def _version(headers: Any) -> str:
+    return headers.get("ETag") or headers.get("Last-Modified") or ""
+
+
+def _version_file(part: pathlib.Path) -> pathlib.Path:
+    return part.with_name(part.name + ".version")
 
 
 def _check_recorded(path: pathlib.Path) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    digest = sha256_of([path])
     record = path.with_name(path.name + ".sha256")
     if not record.exists():
-        record.write_text(digest.hexdigest() + "\n")
-    elif record.read_text().strip() != digest.hexdigest():
+        record.write_text(digest + "\n")
+    elif record.read_text().strip() != digest:
         raise DownloadError(
             f"{path}: has changed since it was put into the cache (its SHA-256 is not that of "
             f"{record.name}); delete both to fetch it again"
         )
+
+
+def sha256_of(files: Iterable[os.PathLike]) -> str:
+    """SHA-256 of the content of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with epath.Path(path).open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

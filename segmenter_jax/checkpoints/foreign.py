@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 import pathlib
@@ -11,14 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from segmenter_jax.checkpoints.arrays import ArrayFile, CheckpointError, read_arrays, read_float32
+from segmenter_jax.checkpoints.atomic import is_local
 from segmenter_jax.checkpoints.download import resolve_source
 from segmenter_jax.checkpoints.google import GOOGLE
 from segmenter_jax.checkpoints.mapping import Format, Row, Shape, Shapes, their_shape, to_ours
 from segmenter_jax.checkpoints.mmseg import MMSEG
 from segmenter_jax.checkpoints.model_dir import (
     MODEL_FILE,
+    PARAMS_FOLDER,
     abstract_params,
     flatten,
     load_model,
@@ -36,8 +38,6 @@ MODEL_DIRECTORY = "segmenter_jax"
 
 # Names are looked for under these, which wrap whole checkpoints; what is beside them is no weight.
 _WRAPPERS = ("params/", "module.")
-
-_HASH_BLOCK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Checkpoint:
       dropped: (their name, shape, reason) of arrays that have no place in a Segmenter.
       description: fields of `ModelDescription` that the source says.
       notes: remarks for the report.
-      sha256: of the source's content.
+      files: of the source, those whose content matters.
     """
 
-    source: pathlib.Path
+    source: str
     format: str
     config: SegmenterConfig
     has_decoder: bool
@@ -73,7 +73,7 @@ class Checkpoint:
     dropped: list[tuple[str, Shape, str]]
     description: dict[str, Any]
     notes: list[str]
-    sha256: str
+    files: list[os.PathLike]
 
 
 def open_checkpoint(
@@ -92,6 +92,8 @@ def open_checkpoint(
     Raises:
       ValueError: nothing readable is there, or something in it has no explanation.
     """
+    if not is_local(source) and epath.Path(source).is_dir():
+        return _open_model(source)
     path = resolve_source(source)
     variant_file = None
     if path.is_dir():
@@ -119,7 +121,7 @@ def _reference_files(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] 
     return weights[0], variant
 
 
-def _open_model(path: pathlib.Path) -> Checkpoint:
+def _open_model(path: os.PathLike | str) -> Checkpoint:
     folder = resolve_model_dir(path)
     description, params = load_model(folder)
     entries = {
@@ -131,9 +133,8 @@ def _open_model(path: pathlib.Path) -> Checkpoint:
         for field in dataclasses.fields(description)
         if field.name != "model"
     }
-    files = [folder / MODEL_FILE, *sorted(pathlib.Path(folder).glob("params/**/*"))]
     return Checkpoint(
-        source=pathlib.Path(folder),
+        source=os.fspath(folder),
         format=MODEL_DIRECTORY,
         config=description.model,
         has_decoder=True,
@@ -141,18 +142,15 @@ def _open_model(path: pathlib.Path) -> Checkpoint:
         dropped=[],
         description=fields,
         notes=[],
-        sha256=sha256_of([pathlib.Path(file) for file in files if file.is_file()]),
+        files=[folder / MODEL_FILE, *_files_below(folder / PARAMS_FOLDER)],
     )
 
 
-def sha256_of(files: list[pathlib.Path]) -> str:
-    """SHA-256 of the content of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(_HASH_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+def _files_below(folder: epath.Path) -> list[epath.Path]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        found += _files_below(path) if path.is_dir() else [path]
+    return found
 
 
 def _open_foreign(
@@ -186,7 +184,7 @@ def _open_foreign(
     entries, used = _bind(file, config, scheme.table(config, shapes), has_decoder)
     dropped += _explain_rest(file, scheme, used)
     return Checkpoint(
-        source=file.path,
+        source=source,
         format=scheme.name,
         config=config,
         has_decoder=has_decoder,
@@ -194,7 +192,7 @@ def _open_foreign(
         dropped=dropped,
         description=described,
         notes=list(scheme.notes),
-        sha256=sha256_of([file.path]),
+        files=[file.path],
     )
 
 

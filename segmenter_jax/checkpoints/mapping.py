@@ -94,10 +94,10 @@ def their_shape(row: Row, ours: Shape) -> Shape:
 
 
 def to_ours(row: Row, theirs: np.ndarray, shape: Shape) -> np.ndarray:
-    """Reads one row: our array, a copy in C order."""
+    """Reads one row: our array, in C order and with memory of its own."""
     layout = row.layout
     part = theirs if layout.parts == 1 else np.split(theirs, layout.parts)[layout.part]
-    return np.array(layout.read(part, shape), np.float32, order="C")
+    return np.require(layout.read(part, shape), np.float32, ["C", "O"])
 
 
 def to_theirs(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,6 +16,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from segmenter_jax.checkpoints.atomic import (
+    absolute,
+    is_local,
+    previous,
+    publish,
+    recover,
+    staging,
+)
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.models import Segmenter, SegmenterConfig
 
@@ -23,6 +31,7 @@ __all__ = [
     "ModelDescription",
     "abstract_params",
     "check_params",
+    "flatten",
     "load_description",
     "load_model",
     "resolve_model_dir",
@@ -92,19 +101,19 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
     Raises:
       ValueError: the parameters are not those of the network, or `path` holds something else.
     """
-    path = _absolute(path)
+    path = absolute(path)
     check_params(params, description.model, "save_model")
     if path.is_file() or (
         path.is_dir() and not (path / MODEL_FILE).exists() and any(path.iterdir())
     ):
         raise ValueError(f"{path}: exists and is not a model directory; it is left as it is")
-    _recover(path)
-    target = path.parent / f".{path.name}.incomplete" if _is_local(path) else path
+    target = staging(path) if is_local(path) else path
+    if target != path and jax.process_index() == 0:
+        recover(path)
     try:
         _write(target, description, params)
         if target != path and jax.process_index() == 0:
-            _sync_tree(target)
-            _swap_in(target, path)
+            publish(path)
     except BaseException:
         if jax.process_index() == 0 and target.exists():
             target.rmtree()
@@ -120,7 +129,7 @@ def _write(target: epath.Path, description: ModelDescription, params: Params) ->
             target.rmtree()
         target.mkdir()
     _barrier("prepared")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(_handler()) as checkpointer:
         checkpointer.save(target / PARAMS_FOLDER, args=ocp.args.PyTreeSave(_as_float32(params)))
     if jax.process_index() == 0:
         (target / MODEL_FILE).write_text(description.to_json())
@@ -174,11 +183,11 @@ def resolve_model_dir(path: os.PathLike | str) -> epath.Path:
     Raises:
       ValueError: neither; says what was looked for.
     """
-    path = _absolute(path)
+    path = absolute(path)
     candidates = [path, *(path / name for name in WORKDIR_MODELS)]
     for candidate in candidates:
         # An interrupted replacement may have left only the model that was to be replaced.
-        for folder in (candidate, _previous(candidate)):
+        for folder in (candidate, previous(candidate)):
             if (folder / MODEL_FILE).exists():
                 return folder
     looked_for = ", ".join(os.fspath(folder / MODEL_FILE) for folder in candidates)
@@ -186,51 +195,14 @@ def resolve_model_dir(path: os.PathLike | str) -> epath.Path:
     raise ValueError(f"{path}: {exists}; looked for {looked_for}")
 
 
-def _absolute(path: os.PathLike | str) -> epath.Path:
-    path = epath.Path(path)
-    return epath.Path(os.path.abspath(path.expanduser())) if _is_local(path) else path
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
-def _previous(path: epath.Path) -> epath.Path:
-    return path.parent / f".{path.name}.previous"
-
-
-def _recover(path: epath.Path) -> None:
-    """Ends a replacement that was interrupted between its two renames."""
-    if jax.process_index() == 0 and _previous(path).exists():
-        if path.exists():
-            _previous(path).rmtree()
-        else:
-            _previous(path).rename(path)
-
-
-def _swap_in(new: epath.Path, path: epath.Path) -> None:
-    if path.exists():
-        path.rename(_previous(path))
-    new.rename(path)
-    _sync(path.parent)
-    if _previous(path).exists():
-        _previous(path).rmtree()
-
-
-def _sync_tree(folder: epath.Path) -> None:
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            _sync(os.path.join(parent, name))
-        _sync(parent)
-
-
-def _sync(path: os.PathLike | str) -> None:
-    """Makes a file or a directory's list of names survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    # Saving is synchronous here, so host arrays need not be copied first: half of the memory.
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (jax.Array, handlers.get_type_handler(jax.Array)),
+        (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _as_float32(params: Params) -> Params:

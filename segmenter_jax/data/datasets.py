@@ -4,8 +4,10 @@ A dataset lives in `DATA_DIR/NAME/VERSION` as TFDS lays it out and explains itse
 colours and origin are in its `metadata.json`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import re
@@ -164,13 +166,11 @@ def build_dataset(
     directory = _directory(name, data_dir)
     if directory.is_dir() and not overwrite:
         return open_dataset(name, data_dir, source)
-    builder = _builder(name, data_dir, source)
-    try:
-        _prepare(builder, directory)
-    except OSError:
-        # Another process may have finished the same build first.
-        if overwrite or not directory.is_dir():
-            raise
+    if name in GENERATED and source is not None:
+        raise ValueError(_no_source_message(name, source))
+    if name not in GENERATED and source is None:
+        raise ValueError(_missing_message(name, data_dir, source))
+    _build(name, directory, source, overwrite)
     return open_dataset(name, data_dir, source)
 
 
@@ -198,44 +198,50 @@ def _missing_message(name: str, data_dir: PathLike, source: PathLike | None) -> 
     )
 
 
-def _builder(name: str, data_dir: PathLike, source: PathLike | None) -> Any:
-    if name in GENERATED and source is not None:
-        raise ValueError(f"dataset {name!r} is generated and takes no source, got {str(source)!r}")
-    if name not in GENERATED and source is None:
-        raise ValueError(_missing_message(name, data_dir, source))
+def _no_source_message(name: str, source: PathLike) -> str:
+    return f"dataset {name!r} is generated and takes no source, got {str(source)!r}"
+
+
+def _build(name: str, directory: Path, source: PathLike | None, overwrite: bool) -> None:
+    """Builds aside and moves the result into place, so that a failure changes nothing."""
+    root = directory.parent.parent
+    created = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".build_", dir=root))
+    try:
+        builder = _builder(name, staging, source)
+        # TFDS announces a download of unknown size into the staging folder; its bars go to stderr.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_dir=staging / "downloads", file_format="array_record"
+            )
+        directory.parent.mkdir(exist_ok=True)
+        if overwrite and directory.is_dir():
+            directory.rename(staging / "former")
+        # Another process may have finished the same build first.
+        if not directory.is_dir():
+            (staging / name / VERSION).rename(directory)
+    finally:
+        shutil.rmtree(staging)
+        for path in created:
+            if any(path.iterdir()):
+                break
+            path.rmdir()
+
+
+def _builder(name: str, data_dir: Path, source: PathLike | None) -> Any:
     from segmenter_jax.data import builders
 
-    data_dir = Path(data_dir).expanduser().resolve()
     if name in GENERATED:
         return builders.Shapes(data_dir=str(data_dir))
     return builders.Folder(name=name, source=Path(source), data_dir=data_dir)
-
-
-def _prepare(builder: Any, directory: Path) -> None:
-    """Builds into `directory`, whose former content comes back if that fails."""
-    parents = [path for path in (directory.parent, directory.parent.parent) if not path.exists()]
-    former = directory.with_name(f"former_{VERSION}_{os.getpid()}")
-    if directory.is_dir():
-        directory.rename(former)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            builder.download_and_prepare(download_dir=scratch, file_format="array_record")
-    except BaseException:
-        if former.is_dir() and not directory.is_dir():
-            former.rename(directory)
-        for path in parents:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        raise
-    finally:
-        shutil.rmtree(former, ignore_errors=True)
 
 
 def _check_source(
     name: str, directory: Path, metadata: Mapping[str, Any], source: PathLike
 ) -> None:
     if "files" not in metadata:
-        raise ValueError(f"dataset {name!r} is generated and takes no source, got {str(source)!r}")
+        raise ValueError(_no_source_message(name, source))
     from segmenter_jax.data.builders import folder
 
     path = Path(source).expanduser().resolve()

@@ -5,6 +5,7 @@ Pillow reads headers and decodes the rest.
 """
 
 import io
+import zlib
 
 import cv2
 import numpy as np
@@ -16,7 +17,6 @@ from segmenter_jax.data.specs import ILLEGAL_LABEL, DataError, DatasetSpec
 MAX_PIXELS = 2 * 89_478_485
 
 _JPEG_END = b"\xff\xd9"
-_PNG_END = b"IEND\xaeB`\x82"
 # EXIF orientation -> (transpose, flip rows, flip columns), in this order.
 _ORIENTATIONS = {
     2: (False, False, True),
@@ -61,7 +61,7 @@ def decode_image(
             f"{name}: the image has {pixels.shape[2]} channels ({image.mode}), "
             f"but {channels} are expected"
         )
-    return np.ascontiguousarray(_apply_orientation(pixels, _orientation(image)))
+    return np.ascontiguousarray(_apply_orientation(pixels, _orientation(image, data)))
 
 
 def decode_label(data: bytes, spec: DatasetSpec, name: str) -> np.ndarray:
@@ -114,7 +114,7 @@ def check_pair(
     pixels = decode_image(image, name, channels=spec.channels)
     ids = decode_label(label, spec, label_name)
     if pixels.shape[:2] != ids.shape:
-        turned = _orientation(_open(image, name, MAX_PIXELS)) != 1
+        turned = _orientation(_open(image, name, MAX_PIXELS), image) != 1
         raise DataError(
             f"{label_name}: the label is {ids.shape[0]} x {ids.shape[1]} pixels (height x width), "
             f"but its image {name} is {pixels.shape[0]} x {pixels.shape[1]}"
@@ -138,7 +138,30 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
             f"{name}: the image has {height} x {width} = {height * width} pixels, "
             f"over the limit of {max_pixels}"
         )
+    if image.format == "PNG":
+        _check_png(data, name)
     return image
+
+
+def _check_png(data: bytes, name: str) -> None:
+    """Verifies the checksums, which OpenCV ignores: a damaged label could decode to legal ids."""
+    view = memoryview(data)
+    start = 8
+    while start + 12 <= len(data):
+        end = start + 8 + int.from_bytes(view[start : start + 4])
+        kind = data[start + 4 : start + 8]
+        if end + 4 > len(data):
+            break
+        # A chunk whose name starts with a lower-case letter does not affect the pixels.
+        is_critical = not kind[0] & 0x20
+        if is_critical and zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise DataError(
+                f"{name}: truncated or corrupt PNG image (wrong checksum at byte {start})"
+            )
+        if kind == b"IEND":
+            return
+        start = end + 4
+    raise DataError(f"{name}: truncated or corrupt PNG image (it ends within a chunk)")
 
 
 def _pixels(image: Image.Image, data: bytes, name: str, channels: int) -> np.ndarray:
@@ -192,7 +215,8 @@ def _is_complete(image: Image.Image, data: bytes) -> bool:
     """Whether OpenCV may decode: it fills the missing part of a truncated file with grey."""
     if image.format in ("JPEG", "MPO"):
         return data.endswith(_JPEG_END)
-    return image.format == "PNG" and data.endswith(_PNG_END)
+    # The chunks of a PNG were checked when it was opened.
+    return image.format == "PNG"
 
 
 def _bit_depth(image: Image.Image, data: bytes) -> int:
@@ -205,7 +229,10 @@ def _bit_depth(image: Image.Image, data: bytes) -> int:
     return 8
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, data: bytes) -> int:
+    # Pillow would decode a whole PNG in search of the block.
+    if image.format == "PNG" and b"eXIf" not in data:
+        return 1
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     # A damaged EXIF block says nothing about the pixels.
@@ -232,10 +259,10 @@ def _raw_label(data: bytes, name: str) -> np.ndarray:
             f"{name}: the label is an {image.mode} image, but a single channel of class ids "
             "is expected"
         )
-    if _orientation(image) != 1:
+    if _orientation(image, data) != 1:
         raise DataError(f"{name}: the label has an EXIF orientation; labels must have none")
     depth = _bit_depth(image, data)
-    if image.mode == "L" and depth == 8 and _is_complete(image, data):
+    if image.mode == "L" and depth == 8:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
         if raw is not None:
             return raw

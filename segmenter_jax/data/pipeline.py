@@ -100,7 +100,8 @@ def train_batches(
         .shuffle()
         .repeat(None, reseed_each_epoch=True)
         .random_map(transform)
-        .batch(global_batch_size // process_count)
+        # Nothing is dropped from an endless order; without it Grain overflows at batch size 1.
+        .batch(global_batch_size // process_count, drop_remainder=True)
     )
     mine = batches[start_step * process_count + process_index :: process_count]
     dataset = mine.to_iter_dataset(_read_options(num_threads, prefetch))

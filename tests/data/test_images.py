@@ -145,15 +145,24 @@ def test_decompression_bomb_is_refused():
 @pytest.mark.parametrize("kept", [0.5, 0.95])
 def test_truncated_image(image_format, kept):
     data = encode(noise(40, 50), image_format)
-    with pytest.raises(DataError, match="^photo: (truncated or corrupt|not a readable image)"):
+    with pytest.raises(DataError, match=r"^photo: (truncated or corrupt|not a readable image)"):
         decode_image(data[: int(kept * len(data))], "photo")
 
 
 def test_png_with_damaged_pixels():
     data = bytearray(encode(noise(40, 50)))
     data[len(data) // 2] ^= 0xFF
-    with pytest.raises(DataError, match="^photo: truncated or corrupt PNG image"):
+    with pytest.raises(DataError, match=r"^photo: truncated or corrupt PNG image"):
         decode_image(bytes(data), "photo")
+
+
+@pytest.mark.parametrize("position", range(60, 300, 24))
+def test_label_with_damaged_pixels_never_decodes_to_something_else(position, three_classes):
+    ids = np.random.default_rng(0).integers(0, 3, (40, 50)).astype(np.uint8)
+    data = bytearray(encode(ids))
+    data[position] ^= 0x10
+    with pytest.raises(DataError, match=r"^mask: truncated or corrupt PNG image \(wrong checksum"):
+        decode_label(bytes(data), three_classes, "mask")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xd9"])

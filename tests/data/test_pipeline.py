@@ -1,3 +1,4 @@
+import itertools
 import multiprocessing
 import pickle
 import threading
@@ -117,7 +118,7 @@ def test_eval_sees_every_record_once(process_count, num_threads):
             num_threads=num_threads,
         ) as examples:
             shares.append([example["record"] for example in examples])
-    assert sorted(sum(shares, [])) == list(range(7))
+    assert sorted(itertools.chain(*shares)) == list(range(7))
     for share in shares:
         assert share == sorted(share)
     sizes = [len(share) for share in shares]

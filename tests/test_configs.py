@@ -1,0 +1,97 @@
+"""Every config loads, is complete, and describes a run that can be built."""
+
+import importlib
+import pathlib
+
+import jax
+import pytest
+
+from configs import common
+from segmenter_jax import experiment
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.models import Segmenter
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
+
+# Classes, crop, encoder width and depth, decoder, extra tokens, steps: FACTS of the paper's table.
+PAPER = {
+    "ade20k_vitti16": (150, 512, 192, 12, "mask", 1, 160_000),
+    "ade20k_vits16": (150, 512, 384, 12, "mask", 1, 160_000),
+    "ade20k_vitb16": (150, 512, 768, 12, "mask", 1, 160_000),
+    "ade20k_vitl16": (150, 640, 1024, 24, "mask", 1, 160_000),
+    "ade20k_vitb8_linear": (150, 512, 768, 12, "linear", 1, 160_000),
+    "ade20k_deitb16": (150, 512, 768, 12, "mask", 2, 160_000),
+    "ade20k_deitb16_linear": (150, 512, 768, 12, "linear", 2, 160_000),
+    "pascal_context_vitl16": (60, 480, 1024, 24, "mask", 1, 79_936),
+    "cityscapes_vitl16": (19, 768, 1024, 24, "mask", 1, 80_325),
+}
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def leaves(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_locked_and_adds_no_field(name):
+    config = load(name)
+    assert config.is_locked
+    assert set(leaves(config)) == set(leaves(common.get_config()))
+    with pytest.raises(AttributeError):
+        config.unknown = 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds_its_model_and_schedule(name):
+    config = load(name)
+    num_classes = PAPER.get(name, (7,))[0]
+    colors = tuple((i, i, i) for i in range(num_classes))
+    spec = DatasetSpec("any", tuple(map(str, range(num_classes))), colors)
+    description = experiment.describe(config, spec)
+    schedule = experiment.make_schedule(config)
+    experiment.make_optimizer(config, schedule)
+    experiment.make_transform(config, spec)
+    assert schedule(config.total_steps) == pytest.approx(config.optimizer.min_learning_rate)
+
+    crop = config.augment.crop_size
+    model = Segmenter(description.model)
+    image = jax.ShapeDtypeStruct((1, crop, crop, 3), "float32")
+    logits, variables = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x), image
+    )
+    patch = description.model.patch_size
+    assert logits.shape == (1, crop // patch, crop // patch, num_classes)
+    if name in PAPER:
+        _, crop, width, depth, decoder, extra, steps = PAPER[name]
+        c = description.model
+        assert (c.image_size, c.width, c.depth) == ((crop, crop), width, depth)
+        assert (c.decoder, c.num_extra_tokens, config.total_steps) == (decoder, extra, steps)
+        assert ("class_embedding" in variables["params"]["decoder"]) == (decoder == "mask")
+
+
+def test_every_published_result_has_a_config():
+    assert set(PAPER) <= set(NAMES)
+
+
+def test_every_field_is_read_by_the_package():
+    code = "".join(path.read_text() for path in (ROOT / "segmenter_jax").rglob("*.py"))
+    # Fields of the model group are passed on by name, and checked by SegmenterConfig.
+    unread = [
+        name
+        for name in leaves(common.get_config())
+        if not name.startswith("model.") and f".{name.split('.')[-1]}" not in code
+    ]
+    assert unread == []
+
+
+def test_no_field_is_read_with_a_default_of_its_own():
+    for path in (ROOT / "segmenter_jax").rglob("*.py"):
+        assert "config.get(" not in path.read_text(), path

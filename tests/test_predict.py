@@ -1,0 +1,229 @@
+"""The Predictor and its command line."""
+
+import io
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import segmenter_jax
+from segmenter_jax import predict
+from segmenter_jax.visualize import overlay
+from tests.models_on_disk import CLASSES, COLORS, write_golden_model
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_golden_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def predictor(model_dir):
+    return segmenter_jax.load(model_dir, devices=jax.local_devices()[:1])
+
+
+def picture(height=70, width=90, seed=0):
+    """A smooth picture, so that classes differ between regions."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_ids_are_int32_at_the_pictures_own_size_whatever_it_comes_as(predictor, tmp_path):
+    image = picture()
+    path = tmp_path / "photo.png"
+    Image.fromarray(image).save(path)
+    expected = predictor.predict(image)
+    assert expected.shape == (70, 90) and expected.dtype == np.int32
+    assert len(np.unique(expected)) > 1
+    for given in (path, str(path), Image.fromarray(image), np.dstack([image, image[..., :1]])):
+        np.testing.assert_array_equal(predictor.predict(given), expected)
+
+
+def test_grey_arrays_are_read_as_grey_pictures(predictor):
+    grey = picture()[..., 0]
+    expected = predictor.predict(np.repeat(grey[..., None], 3, axis=2))
+    for given in (grey, grey[..., None], Image.fromarray(grey)):
+        np.testing.assert_array_equal(predictor.predict(given), expected)
+
+
+def test_lists_give_lists_and_generators_give_iterators(predictor):
+    images = [picture(50, 60, 1), picture(80, 40, 2)]
+    singly = [predictor.predict(image) for image in images]
+    listed = predictor.predict(images)
+    assert isinstance(listed, list)
+    streamed = predictor.predict(image for image in images)
+    assert not isinstance(streamed, list)
+    for results in (listed, list(streamed)):
+        for found, expected in zip(results, singly, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert predictor.predict([]) == []
+
+
+def test_probabilities_sum_to_one_and_have_the_ids_as_their_maximum(predictor):
+    image = picture()
+    probs = predictor.predict_probs(image, scales=(0.75, 1.25), flip=True)
+    assert probs.shape == (70, 90, 7) and probs.dtype == np.float32
+    np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
+    ids = predictor.predict(image, scales=(0.75, 1.25), flip=True)
+    np.testing.assert_array_equal(probs.argmax(-1), ids)
+
+
+def test_flip_averages_make_mirrored_pictures_agree(predictor):
+    image = picture()
+    probs = predictor.predict_probs(image, flip=True)
+    mirrored = predictor.predict_probs(image[:, ::-1], flip=True)
+    np.testing.assert_allclose(mirrored[:, ::-1], probs, atol=1e-5)
+
+
+def test_overlay_paints_the_prediction(predictor):
+    image = picture()
+    found = predictor.overlay(image, alpha=0.3)
+    expected = overlay(image, predictor.predict(image), COLORS, 0.3)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_predictor_knows_classes_and_colors(predictor):
+    assert predictor.classes == CLASSES
+    assert predictor.colors == COLORS
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((8, 8, 3)), "arrays must be uint8 with values in 0..255, got float64"),
+        (np.zeros((8, 8, 2), np.uint8), r"arrays must be \(H, W, 3\) .* got \(8, 8, 2\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"image must be \(H, W, 3\) .* got \(0, 8, 3\)"),
+    ],
+)
+def test_wrong_arrays_are_refused(predictor, array, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(array)
+
+
+def test_missing_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: does not exist"):
+        segmenter_jax.load(tmp_path / "nowhere")
+
+
+def test_single_pixels_and_thin_pictures_are_segmented(predictor):
+    for size in ((1, 1), (1, 40), (40, 1)):
+        image = np.full((*size, 3), 200, np.uint8)
+        assert predictor.predict(image).shape == size
+
+
+def run(*arguments):
+    return predict.main([str(a) for a in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures in a folder and a subfolder, one turned by EXIF, and one that is broken."""
+    root = tmp_path / "photos"
+    (root / "trip").mkdir(parents=True)
+    Image.fromarray(picture(48, 64, 1)).save(root / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(40, 60, 2)).save(root / "trip" / "b.jpg", exif=exif)
+    data = io.BytesIO()
+    Image.fromarray(picture(48, 64, 3)).save(data, "JPEG")
+    (root / "broken.jpg").write_bytes(data.getvalue()[:200])
+    (root / "notes.txt").write_text("not a picture")
+    return root
+
+
+def test_folders_are_mirrored_and_a_bad_file_is_reported_and_skipped(
+    model_dir, folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    code = run(model_dir, folder, "-o", out, "--save", "overlay,ids,palette")
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "broken.jpg" in printed.err and "Traceback" not in printed.err
+    assert "2 of 3 images segmented" in printed.out
+    assert "window 64, stride 48, base 64, scales 1, flip no" in printed.out
+    written = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert written == {
+        "legend.png",
+        *(f"{kind}/{stem}.png" for kind in ("ids", "palette") for stem in ("a", "trip/b")),
+        *(f"overlay/{stem}.jpg" for stem in ("a", "trip/b")),
+    }
+    # The turned picture is as tall as it is shown.
+    ids = np.asarray(Image.open(out / "ids" / "trip" / "b.png"))
+    assert ids.shape == (60, 40)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "palette" / "trip" / "b.png")), ids)
+
+
+def test_written_ids_are_those_of_the_predictor(model_dir, predictor, folder, tmp_path):
+    out = tmp_path / "out"
+    assert run(model_dir, folder / "a.png", "-o", out, "--scales", "0.75,1", "--flip") == 0
+    expected = predictor.predict(folder / "a.png", scales=(0.75, 1), flip=True)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "ids" / "a.png")), expected)
+    assert not (out / "palette").exists()
+
+
+def test_names_that_collide_keep_their_suffix(tmp_path):
+    for name in ("x.png", "x.jpg", "y.png"):
+        (tmp_path / name).touch()
+    planned = predict.planned_outputs([str(tmp_path)])
+    assert {p.name: str(s) for p, s in planned.items()} == {
+        "x.jpg": "x_jpg",
+        "x.png": "x_png",
+        "y.png": "y",
+    }
+
+
+def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").touch()
+    with pytest.raises(ValueError, match=r"one/x.png and .*two/x.png would both write x_png"):
+        predict.planned_outputs([str(tmp_path / f / "x.png") for f in ("one", "two")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["{model}", "{tmp}/absent.jpg", "-o", "{tmp}/o"], 1, "absent.jpg: no such file or folder"),
+        (["{model}", "{tmp}", "-o", "{tmp}/o"], 1, "no pictures in this folder"),
+        (["{tmp}/none", "{photo}", "-o", "{tmp}/o"], 1, "none: does not exist"),
+        (["{model}", "{photo}", "-o", "{tmp}/o", "--stride", "65"], 1, "got stride=65, window=64"),
+        (["{model}", "{photo}"], 2, "-o/--output"),
+        (["{model}", "{photo}", "-o", "{tmp}/o", "--save", "mask"], 2, r"unknown results ['mask']"),
+        (["{model}", "{photo}", "-o", "{tmp}/o", "--scales", "a"], 2, "'a' is not a list of num"),
+    ],
+)
+def test_failures_take_one_clear_line(
+    model_dir, folder, tmp_path, capsys, arguments, code, message
+):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    filled = [a.format(model=model_dir, tmp=empty, photo=folder / "a.png") for a in arguments]
+    if code == 2:
+        with pytest.raises(SystemExit, match="2"):
+            run(*filled)
+    else:
+        assert run(*filled) == 1
+    printed = capsys.readouterr().err
+    assert message in printed.splitlines()[-1]
+    if code == 1:
+        assert len(printed.splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(model_dir, tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        run(model_dir, tmp_path / "absent.jpg", "-o", tmp_path, "--debug")
+
+
+def test_module_runs_as_a_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "segmenter_jax.predict", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=pathlib.Path(predict.__file__).parents[1],
+    )
+    assert "Segments pictures" in result.stdout

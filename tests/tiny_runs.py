@@ -1,0 +1,87 @@
+"""Tiny training runs as a user would start them: command lines, a small dataset, a small model."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+
+from segmenter_jax.data.builders.shapes import render_scene
+from segmenter_jax.data.specs import SHAPES
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+OVERRIDES = {
+    "total_steps": 6,
+    "batch_size": 4,
+    "model.width": 64,
+    "model.depth": 2,
+    "model.num_heads": 2,
+    "model.drop_path_rate": 0.1,
+    "dataset.name": "tiny",
+    "augment.crop_size": 48,
+    "augment.base_size": 48,
+    "eval.window": 48,
+    "eval.stride": 32,
+    "eval.batch_size": 4,
+    "eval.every_steps": 0,
+    "checkpoint.every_steps": 3,
+    "log.every_steps": 2,
+    "optimizer.warmup_steps": 2,
+}
+
+
+def write_dataset(folder: pathlib.Path, train: int = 6, val: int = 3) -> pathlib.Path:
+    """Writes a folder dataset of generated scenes and returns the folder."""
+    for split, source, count in (("train", "train", train), ("val", "validation", val)):
+        for index in range(count):
+            image, label = render_scene(source, index)
+            for kind, array, suffix in (
+                ("images", image[..., ::-1], "jpg"),
+                ("annotations", label, "png"),
+            ):
+                path = folder / kind / split / f"scene_{index}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(str(path), array)
+    classes = [
+        {"id": i, "name": name, "color": list(color)}
+        for i, (name, color) in enumerate(zip(SHAPES.class_names, SHAPES.colors, strict=True))
+    ]
+    (folder / "classes.json").write_text(json.dumps({"classes": classes, "ignore_ids": [255]}))
+    return folder
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Environment of a child process with simulated CPU devices."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+
+
+def run_python(*arguments: object, devices: int = 1) -> subprocess.CompletedProcess:
+    """Runs the interpreter in the repository's root and waits for it."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def train_arguments(workdir: pathlib.Path, source: pathlib.Path, **overrides: object) -> list[str]:
+    """Arguments of a tiny run of configs/folder.py; write "__" for "." in names."""
+    values = OVERRIDES | {"dataset.source": source, "dataset.data_dir": source.parent / "built"}
+    values |= {name.replace("__", "."): value for name, value in overrides.items()}
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    return [
+        "-m",
+        "segmenter_jax.main",
+        "--config=configs/folder.py",
+        f"--workdir={workdir}",
+        *flags,
+    ]
