@@ -38,7 +38,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.every_steps = 200
     config.eval.window = 96
     config.eval.stride = 64
-    config.eval.batch_size = 16
 
     config.checkpoint.every_steps = 200
     config.log.every_steps = 20

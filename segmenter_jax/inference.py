@@ -5,14 +5,14 @@ original image and un-flipping are all linear and separable. So one matrix per a
 once: with the low-resolution logits of all windows of an image laid side by side as L, the class
 probabilities are `softmax(R_y @ L @ R_x.T)`, averaged over the scaled and flipped versions of the
 image. `merge_matrix` makes R; it is nearly empty, so the engine applies it tile by tile to the few
-patches that a tile sees. Windows of different images share batches of one size, tiles have one
+patches that a tile sees (`merging`). Windows of different images share batches of one size, tiles have one
 size: whatever the images, a handful of programs is compiled.
 """
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,23 +21,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segmenter_jax.data.augment import normalize
+from segmenter_jax.merging import Merger, Version, check_outputs
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.segmenter import patch_grid
 from segmenter_jax.windows import (
-    AxisGeometry,
-    AxisTiles,
     InferenceSettings,
-    axis_tiles,
     check_image,
     round_up,
     scaled_image,
     window_anchors,
 )
-
-OUTPUTS = ("ids", "probs")
-
-# Output pixels of one tile, (rows, columns); a tile of 150 classes then takes 4.9 MB.
-_TILE = (64, 128)
 
 # Batches on the device before the first is fetched: one computes while the next is being cut.
 _BATCHES_IN_FLIGHT = 2
@@ -84,20 +77,11 @@ def make_request(example: Mapping[str, Any], settings: InferenceSettings, channe
 
 
 @dataclasses.dataclass
-class _Version:
-    """Low-resolution logits of one version, windows laid side by side."""
-
-    size: tuple[int, int]
-    flipped: bool
-    logits: np.ndarray
-
-
-@dataclasses.dataclass
 class _Job:
     """A request whose windows are on their way."""
 
     request: Request
-    versions: list[_Version] = dataclasses.field(default_factory=list)
+    versions: list[Version] = dataclasses.field(default_factory=list)
     pending: int = 0
     all_cut: bool = False
 
@@ -124,39 +108,6 @@ def _forward(
     std: tuple[float, ...],
 ) -> jax.Array:
     return model.apply({"params": params}, normalize(windows, None, mean, std))
-
-
-def _resample(rows: jax.Array, columns: jax.Array, logits: jax.Array) -> jax.Array:
-    """(T, y, h), (T, x, w), (T, h, w, K) -> logits of the tiles' pixels (T, y, x, K)."""
-    highest = jax.lax.Precision.HIGHEST
-    partial = jnp.einsum("tyh,thwk->tywk", rows, logits, precision=highest)
-    return jnp.einsum("txw,tywk->tyxk", columns, partial, precision=highest)
-
-
-def _smallest_ids(scores: jax.Array) -> jax.Array:
-    ids = jnp.argmax(scores, axis=-1)
-    return ids.astype(jnp.uint8 if scores.shape[-1] <= 256 else jnp.int32)
-
-
-@jax.jit
-def _best_class(rows: jax.Array, columns: jax.Array, logits: jax.Array) -> jax.Array:
-    # With one version the softmax changes no order, and is left out.
-    return _smallest_ids(_resample(rows, columns, logits))
-
-
-@jax.jit
-def _add_version(
-    total: jax.Array, rows: jax.Array, columns: jax.Array, logits: jax.Array
-) -> jax.Array:
-    return total + jax.nn.softmax(_resample(rows, columns, logits), axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames=("outputs",))
-def _summarize(
-    total: jax.Array, num_versions: jax.Array, outputs: tuple[str, ...]
-) -> dict[str, jax.Array]:
-    maps = {"ids": lambda: _smallest_ids(total), "probs": lambda: total / num_versions}
-    return {name: maps[name]() for name in outputs}
 
 
 class SlidingWindow:
@@ -192,11 +143,8 @@ class SlidingWindow:
         on_cpu = devices[0].platform == "cpu"
         batch_size = settings.batch_size or (1 if on_cpu else 8) * len(devices)
         self._batch_size = round_up(batch_size, len(devices))
-        self._tiles_per_call = len(devices)
         patch_size = model.config.patch_size
-        self._axes = [
-            AxisGeometry(settings.window, settings.stride, patch_size, tile) for tile in _TILE
-        ]
+        self._merge = Merger(settings.window, settings.stride, patch_size, self._split)
         self._grid = patch_grid((settings.window, settings.window), patch_size)
 
     def predict(
@@ -204,6 +152,7 @@ class SlidingWindow:
         params: Any,
         examples: Iterable[Mapping[str, Any]],
         outputs: tuple[str, ...] = ("ids",),
+        top_k: int = 1,
     ) -> Iterator[tuple[Mapping[str, Any], dict[str, np.ndarray]]]:
         """Segments images, in order, reading them as they are needed.
 
@@ -211,7 +160,10 @@ class SlidingWindow:
           params: the tree under "params", on the host or on devices of this process.
           examples: mappings with an "image" uint8 or float32 (H, W, C), values in 0..255.
           outputs: what to compute, of `OUTPUTS`: "ids", uint8 (int32 above 256 classes) (H, W),
-            the most probable class; "probs", float32 (H, W, K).
+            the most probable class; "probs", float32 (H, W, K); "confidence", float32 (H, W), the
+            probability of that class; "entropy", float32 (H, W), of the probabilities, in nats,
+            0..log(K); "top_ids" and "top_probs", (H, W, top_k), the most probable classes first.
+          top_k: see `outputs`.
 
         Yields:
           The example and its outputs, at the size of its image.
@@ -221,18 +173,29 @@ class SlidingWindow:
         """
         channels = self.model.config.in_channels
         requests = (make_request(example, self.settings, channels) for example in examples)
-        return self.run(params, requests, outputs)
+        return self.run(params, requests, outputs, top_k)
 
     def run(
-        self, params: Any, requests: Iterable[Request], outputs: tuple[str, ...] = ("ids",)
+        self,
+        params: Any,
+        requests: Iterable[Request],
+        outputs: tuple[str, ...] = ("ids",),
+        top_k: int = 1,
     ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         """As `predict`, for images that were scaled by the caller."""
-        if unknown := sorted(set(outputs) - set(OUTPUTS)):
-            raise ValueError(f"unknown outputs {unknown}; choose from {OUTPUTS}")
-        return self._run(self.place(params), requests, outputs)
+        check_outputs(outputs, top_k, self.model.config.num_classes)
+
+        def finish(job: _Job) -> tuple[Any, dict[str, np.ndarray]]:
+            maps = self._merge(job.versions, job.request.size, outputs, top_k)
+            return job.request.example, maps
+
+        return self._run(self.place(params), requests, finish)
 
     def _run(
-        self, params: Any, requests: Iterable[Request], outputs: tuple[str, ...]
+        self,
+        params: Any,
+        requests: Iterable[Request],
+        finish: Callable[[_Job], tuple[Any, dict[str, np.ndarray]]],
     ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         jobs: collections.deque[_Job] = collections.deque()
         in_flight: collections.deque[tuple[jax.Array, list[_Window]]] = collections.deque()
@@ -241,11 +204,11 @@ class SlidingWindow:
             if len(in_flight) > _BATCHES_IN_FLIGHT:
                 _collect(*in_flight.popleft())
             while jobs and jobs[0].ready:
-                yield self._finish(jobs.popleft(), outputs)
+                yield finish(jobs.popleft())
         while in_flight:
             _collect(*in_flight.popleft())
             while jobs and jobs[0].ready:
-                yield self._finish(jobs.popleft(), outputs)
+                yield finish(jobs.popleft())
 
     def place(self, params: Any) -> Any:
         """Copies parameters to the engine's devices; costs nothing where they are there already."""
@@ -281,7 +244,7 @@ class SlidingWindow:
             anchors = [window_anchors(side, window, stride) for side in image.shape[:2]]
             shape = [len(a) * n for a, n in zip(anchors, grid, strict=True)]
             logits = np.empty((*shape, config.num_classes), np.float32)
-            job.versions.append(_Version(image.shape[:2], flipped, logits))
+            job.versions.append(Version(image.shape[:2], flipped, logits))
             # Counted before the first is handed out: the job must not look ready in between.
             job.pending += len(anchors[0]) * len(anchors[1])
             for i, top in enumerate(anchors[0]):
@@ -301,80 +264,8 @@ class SlidingWindow:
         batch = jax.device_put(batch, self._split)
         return _forward(params, batch, self.model, self._mean, self._std)
 
-    def _finish(self, job: _Job, outputs: tuple[str, ...]) -> tuple[Any, dict[str, np.ndarray]]:
-        """Resamples, averages and summarises all tiles of an image."""
-        axes = [
-            axis_tiles(
-                tuple((v.size[axis], v.flipped and axis == 1) for v in job.versions),
-                job.request.size[axis],
-                self._axes[axis],
-            )
-            for axis in (0, 1)
-        ]
-        tiles = [(y, x) for y in range(len(axes[0].spans)) for x in range(len(axes[1].spans))]
-        maps: dict[str, np.ndarray] = {}
-        in_flight = collections.deque()
-        for start in range(0, len(tiles), self._tiles_per_call):
-            chunk = tiles[start : start + self._tiles_per_call]
-            in_flight.append((chunk, self._compute_tiles(job.versions, axes, chunk, outputs)))
-            # Bounds the device memory of a large image's probabilities.
-            if len(in_flight) > 2:
-                _write_tiles(maps, job.request.size, axes, *in_flight.popleft())
-        while in_flight:
-            _write_tiles(maps, job.request.size, axes, *in_flight.popleft())
-        return job.request.example, maps
-
-    def _compute_tiles(
-        self,
-        versions: list[_Version],
-        axes: list[AxisTiles],
-        chunk: list[tuple[int, int]],
-        outputs: tuple[str, ...],
-    ) -> dict[str, jax.Array]:
-        padded = chunk + chunk[-1:] * (self._tiles_per_call - len(chunk))
-        only_ids = len(versions) == 1 and outputs == ("ids",)
-        total = None if only_ids else self._zeros
-        for v, version in enumerate(versions):
-            operands = (
-                np.stack([axes[0].weights[v, y] for y, _ in padded]),
-                np.stack([axes[1].weights[v, x] for _, x in padded]),
-                np.stack(
-                    [
-                        version.logits[np.ix_(axes[0].index[v, y], axes[1].index[v, x])]
-                        for y, x in padded
-                    ]
-                ),
-            )
-            operands = jax.device_put(operands, self._split)
-            if only_ids:
-                return {"ids": _best_class(*operands)}
-            total = _add_version(total, *operands)
-        return _summarize(total, np.float32(len(versions)), outputs)
-
-    @functools.cached_property
-    def _zeros(self) -> jax.Array:
-        shape = (self._tiles_per_call, *_TILE, self.model.config.num_classes)
-        return jax.device_put(np.zeros(shape, np.float32), self._split)
-
 
 def _collect(logits: jax.Array, windows: list[_Window]) -> None:
     for window, values in zip(windows, np.asarray(logits), strict=False):
         window.target[:] = values
         window.job.pending -= 1
-
-
-def _write_tiles(
-    maps: dict[str, np.ndarray],
-    size: tuple[int, int],
-    axes: list[AxisTiles],
-    chunk: list[tuple[int, int]],
-    values: dict[str, jax.Array],
-) -> None:
-    """Copies computed tiles to their places in the image-sized maps, made with the first tile."""
-    for name, array in values.items():
-        tiles = np.asarray(array)
-        if name not in maps:
-            maps[name] = np.empty((*size, *tiles.shape[3:]), tiles.dtype)
-        for tile, (y, x) in zip(tiles, chunk, strict=False):
-            (top, bottom), (left, right) = axes[0].spans[y], axes[1].spans[x]
-            maps[name][top:bottom, left:right] = tile[: bottom - top, : right - left]

@@ -196,7 +196,9 @@ def _scan_blocks(
         peak = pixels.max(axis=2, keepdims=True)
         exponential = jnp.exp(pixels - peak)
         normaliser = exponential.sum(axis=2, keepdims=True)
-        picked = jnp.where(is_label, pixels, 0).sum(axis=2, keepdims=True)
+        # A look-up, unlike in the plain form: nothing differentiates through this one.
+        index = jnp.where(valid, label, 0).astype(jnp.int32)[:, :, None]
+        picked = jnp.take_along_axis(pixels, index, axis=2)
         # Per image: a sum over the batch here would be one collective per block on several devices.
         loss += (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(1, 2, 3))
         if not with_gradient:

@@ -18,11 +18,32 @@ Method = Literal["bilinear", "bicubic", "corner_linear"]
 _CUBIC_A = -0.75
 
 
+def bilinear_taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each output sample of a bilinear resize takes from the input.
+
+    Args:
+      in_size: length of the input axis, in samples.
+      out_size: length of the output axis, in samples.
+
+    Returns:
+      Index of the first sample, index of the second, and weight of the second; (out_size,) each.
+    """
+    centre = (np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5
+    # Clamping the coordinate, not only the samples, is what PyTorch does; the result is the same.
+    centre = np.clip(centre, 0, in_size - 1)
+    first = np.floor(centre).astype(np.int64)
+    return first, np.minimum(first + 1, in_size - 1), centre - first
+
+
 def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
     d = np.abs(distance)
     near = ((_CUBIC_A + 2) * d - (_CUBIC_A + 3)) * d * d + 1
     far = ((_CUBIC_A * d - 5 * _CUBIC_A) * d + 8 * _CUBIC_A) * d - 4 * _CUBIC_A
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def _linear_kernel(distance: np.ndarray) -> np.ndarray:
+    return 1 - np.abs(distance)
 
 
 @functools.lru_cache(maxsize=512)
@@ -43,26 +64,28 @@ def resize_matrix(in_size: int, out_size: int, method: Method = "bilinear") -> n
     """
     if in_size < 1 or out_size < 1:
         raise ValueError(f"sizes must be at least 1, got {in_size=}, {out_size=}")
+    matrix = np.zeros((out_size, in_size))
+    rows = np.arange(out_size)
+    for samples, weight in _taps(in_size, out_size, method):
+        # Edge taps fold onto the border sample, hence accumulation.
+        np.add.at(matrix, (rows, samples), weight)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def _taps(in_size: int, out_size: int, method: Method) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of input samples and their weights, (out_size,) each."""
+    if method == "bilinear":
+        first, second, weight = bilinear_taps(in_size, out_size)
+        return [(first, 1 - weight), (second, weight)]
     index = np.arange(out_size, dtype=np.float64)
     if method == "corner_linear":
         centre = index * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
-    elif method in ("bilinear", "bicubic"):
+        kernel, offsets = _linear_kernel, (0, 1)
+    elif method == "bicubic":
         centre = (index + 0.5) * (in_size / out_size) - 0.5
+        kernel, offsets = _cubic_kernel, (-1, 0, 1, 2)
     else:
         raise ValueError(f"{method=} is unknown; choose from {Method.__args__}")
-    if method == "bilinear":
-        # Clamping the coordinate, not only the taps, is what PyTorch does; the result is the same.
-        centre = np.clip(centre, 0, in_size - 1)
-
-    first = np.floor(centre).astype(np.int64)
-    offsets = (-1, 0, 1, 2) if method == "bicubic" else (0, 1)
-    matrix = np.zeros((out_size, in_size))
-    rows = np.arange(out_size)
-    for offset in offsets:
-        tap = first + offset
-        distance = centre - tap
-        weight = _cubic_kernel(distance) if method == "bicubic" else 1 - np.abs(distance)
-        # Edge taps fold onto the border sample, hence accumulation.
-        np.add.at(matrix, (rows, np.clip(tap, 0, in_size - 1)), weight)
-    matrix.setflags(write=False)
-    return matrix
+    taps = [np.floor(centre).astype(np.int64) + offset for offset in offsets]
+    return [(np.clip(tap, 0, in_size - 1), kernel(centre - tap)) for tap in taps]

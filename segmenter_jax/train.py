@@ -28,8 +28,9 @@ from segmenter_jax.logging import RunLog, logger
 from segmenter_jax.train_step import (
     TrainState,
     abstract_train_state,
-    create_train_state,
+    init_params,
     make_train_step,
+    place_train_state,
 )
 from segmenter_jax.validation import Validation
 
@@ -111,8 +112,8 @@ class Progress:
         return means
 
 
-def _count(text: str, number: int) -> str:
-    return f"{number} {text}" if number == 1 else f"{number} {text}s"
+def _count(noun: str, number: int) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _check_same_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -148,18 +149,15 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _initial_state(experiment: Experiment) -> TrainState:
     """Fresh parameters, or those of `config.init_from`."""
-    config = experiment.config
-    state = create_train_state(experiment.model, experiment.optimizer, experiment.mesh, config.seed)
-    if not config.init_from:
-        return state
-    # Readers of foreign formats are needed here only.
-    from segmenter_jax.convert import load_init
+    config, model = experiment.config, experiment.model
+    params = init_params(model, config.seed)
+    if config.init_from:
+        # Readers of foreign formats are needed here only.
+        from segmenter_jax.convert import load_init
 
-    params = sharding.local_copy(state.params, experiment.mesh)
-    params, report = load_init(config.init_from, experiment.description.model, params)
-    logger.info("parameters from %s\n%s", config.init_from, report)
-    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
-    return state.replace(params=placed)
+        params, report = load_init(config.init_from, model.config, params)
+        logger.info("parameters from %s\n%s", config.init_from, report)
+    return place_train_state(params, model, experiment.optimizer, experiment.mesh)
 
 
 def _restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
@@ -257,9 +255,7 @@ class _Loop:
         return self.results
 
     def _write_metrics(self, bar: tqdm) -> None:
-        values = self.progress.fetch()
-        values["images_per_second"] = values["steps_per_second"] * self.config.batch_size
-        self.log.scalars(self.step, {f"train/{k}": v for k, v in values.items()})
+        values = self._log_metrics()
         bar.set_postfix(loss=f"{values['loss']:.3f}")
         remaining = (self.config.total_steps - self.step) / values["steps_per_second"]
         logger.info(
@@ -276,11 +272,13 @@ class _Loop:
     def _check_finite(self) -> None:
         # Nothing may be written from parameters whose loss was never looked at.
         if self.progress.pending:
-            self._log_silently()
+            self._log_metrics()
 
-    def _log_silently(self) -> None:
+    def _log_metrics(self) -> dict[str, float]:
         values = self.progress.fetch()
+        values["images_per_second"] = values["steps_per_second"] * self.config.batch_size
         self.log.scalars(self.step, {f"train/{k}": v for k, v in values.items()})
+        return values
 
     def _evaluate(self) -> None:
         started = time.monotonic()
@@ -325,7 +323,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             "%s\n%s, %s, %s",
             parameter_overview.get_parameter_overview(loop.state.params, include_stats=False),
             _count("device", experiment.mesh.size),
-            _count("process", jax.process_count()).replace("processs", "processes"),
+            _count("host", jax.process_count()),
             f"batch {config.batch_size}, compute {experiment.description.model.dtype}",
         )
         return loop.run()

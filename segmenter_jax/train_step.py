@@ -7,8 +7,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from segmenter_jax import sharding
 from segmenter_jax.data.augment import normalize, photometric_distortion
@@ -56,25 +57,26 @@ class StepOptions:
 
 
 def init_params(model: Segmenter, seed: int) -> Any:
-    """Freshly initialised parameters, a function of the model and the seed alone."""
+    """Freshly initialised parameters, a function of the model and the seed alone.
+
+    Only the parameters are computed, one program per shape: a deep network costs little more to
+    compile than a shallow one, and the network itself never runs.
+    """
     c = model.config
-    image = jnp.zeros((1, *c.image_size, c.in_channels))
-    return model.init(jax.random.key(seed), image)["params"]
-
-
-def init_train_state(
-    model: Segmenter, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-    """State before the first update. Under `jax.eval_shape` it costs nothing."""
-    params = init_params(model, seed)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    image = jax.ShapeDtypeStruct((1, *c.image_size, c.in_channels), jnp.float32)
+    return model.lazy_init(jax.random.key(seed), image, mutable=["params"])["params"]
 
 
 def abstract_train_state(
     model: Segmenter, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state: the target of initialisation and restore."""
-    shapes = jax.eval_shape(lambda: init_train_state(model, optimizer, seed=0))
+    c = model.config
+    image = jax.ShapeDtypeStruct((1, *c.image_size, c.in_channels), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    shapes = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
+    )
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -85,7 +87,7 @@ def abstract_train_state(
 def create_train_state(
     model: Segmenter, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
 ) -> TrainState:
-    """Initialises a state, each leaf directly in its shards.
+    """Initialises a state and places each leaf in its shards.
 
     Args:
       model: the network.
@@ -93,9 +95,30 @@ def create_train_state(
       mesh: see `sharding.make_mesh`.
       seed: of the parameters.
     """
-    target = abstract_train_state(model, optimizer, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    return jax.jit(lambda: init_train_state(model, optimizer, seed), out_shardings=shardings)()
+    return place_train_state(init_params(model, seed), model, optimizer, mesh)
+
+
+def place_train_state(
+    params: Any, model: Segmenter, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """State before the first update, from parameters that every process holds.
+
+    Args:
+      params: parameters of `model`, on the host or on local devices.
+      model: the network.
+      optimizer: see `optim.make_optimizer`.
+      mesh: see `sharding.make_mesh`.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_train_state(model, optimizer, mesh))
+
+    def place(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+        leaf = np.asarray(leaf)
+        # A copy, since a step donates it: on the CPU arrays may share the host's memory.
+        return jax.make_array_from_callback(leaf.shape, where, lambda i: np.array(leaf[i]))
+
+    params = jax.tree.map(place, params, places.params)
+    opt_state = jax.jit(optimizer.init, out_shardings=places.opt_state)(params)
+    return TrainState(place(np.int32(0), places.step), params, opt_state)
 
 
 def prepare_image(batch: Batch, key: jax.Array, options: StepOptions) -> jax.Array:

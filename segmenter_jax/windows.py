@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from segmenter_jax.data.transforms import rescaled_size
-from segmenter_jax.resampling import resize_matrix
+from segmenter_jax.resampling import bilinear_taps, resize_matrix
 
 # One scaled version of one image; what is larger is refused with a message instead of a kill.
 MAX_VERSION_BYTES = 2**30
@@ -101,14 +101,6 @@ def _placed_windows(side: int, window: int, stride: int, patch_size: int) -> np.
     return placed / count
 
 
-def _bilinear_taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two samples and the weight of the second that `resize_matrix` has in each row."""
-    centre = (np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5
-    centre = np.clip(centre, 0, in_size - 1)
-    first = np.floor(centre).astype(np.int64)
-    return first, np.minimum(first + 1, in_size - 1), centre - first
-
-
 def merge_matrix(
     scaled_side: int, window: int, stride: int, patch_size: int, out_side: int, flip: bool = False
 ) -> np.ndarray:
@@ -127,7 +119,7 @@ def merge_matrix(
       float32 (out_side, windows * ceil(window / patch_size)); rows sum to 1.
     """
     placed = _placed_windows(scaled_side, window, stride, patch_size)
-    first, second, weight = _bilinear_taps(scaled_side, out_side)
+    first, second, weight = bilinear_taps(scaled_side, out_side)
     merged = placed[first] * (1 - weight)[:, None] + placed[second] * weight[:, None]
     return (merged[::-1] if flip else merged).astype(np.float32)
 

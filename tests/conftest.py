@@ -1,15 +1,25 @@
-"""Shared set-up: the whole suite runs on 8 simulated CPU devices."""
+"""Shared set-up: 8 simulated CPU devices, and programs that compile fast and only once.
 
+Children of the tests inherit all of it.
+"""
+
+import atexit
 import os
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+
+_CACHE = tempfile.mkdtemp(prefix="segmenter_jax_tests_")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
-
-import pathlib
-
-import pytest
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

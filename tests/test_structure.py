@@ -12,8 +12,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each layer may import those before it, and its own.
 LAYERS = (
     # Leaves.
-    ("resampling", "command", "logging", "metrics", "optim", "sharding", "visualize", "data.specs"),
-    ("losses", "models", "data", "windows"),
+    ("resampling", "command", "logging", "metrics", "optim", "sharding", "visualize"),
+    ("data.specs", "data.class_tables"),
+    ("losses", "models", "data", "windows", "merging"),
     ("inference", "checkpoints", "train_step"),
     ("experiment", "convert", "predict"),
     ("evaluate",),

@@ -55,10 +55,10 @@ def write_dataset(folder: pathlib.Path, train: int = 6, val: int = 3) -> pathlib
 
 def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a child process with simulated CPU devices."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    flags = os.environ["XLA_FLAGS"].split()
+    kept = [flag for flag in flags if "device_count" not in flag]
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": " ".join([*kept, flag])}
 
 
 def run_python(*arguments: object, devices: int = 1) -> subprocess.CompletedProcess:

@@ -117,22 +117,25 @@ def download(url: str, path: pathlib.Path, attempts: int = _ATTEMPTS) -> None:
       DownloadError: the server refused, or the connection failed too often.
     """
     part = path.with_name(path.name + ".part")
+    reason = "nothing tried"
     for attempt in range(attempts):
+        if attempt:
+            time.sleep(0.2 * 2**attempt)
         try:
             _continue(url, part)
             break
         except urllib.error.HTTPError as error:
-            with error:
-                if error.code == 416:
-                    # Nothing is left to send after what is here: begin again.
-                    part.unlink(missing_ok=True)
-                elif error.code < 500 or attempt == attempts - 1:
-                    reason = f"the server answers {error.code} {error.reason}"
-                    raise DownloadError(f"cannot download {url}: {reason}") from None
+            error.close()
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code == 416:
+                # Nothing is left to send after what is here: begin again.
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise DownloadError(f"cannot download {url}: {reason}") from None
         except (OSError, http.client.HTTPException) as error:
-            if attempt == attempts - 1:
-                raise DownloadError(f"cannot download {url}: {one_line(error)}") from None
-        time.sleep(0.2 * 2**attempt)
+            reason = one_line(error)
+    else:
+        raise DownloadError(f"cannot download {url}: {reason}")
     os.replace(part, path)
     _version_file(part).unlink(missing_ok=True)
 

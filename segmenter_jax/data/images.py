@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from segmenter_jax.data.specs import ILLEGAL_LABEL, DataError, DatasetSpec
+from segmenter_jax.data.traps import JPEG_LABEL, RGB_LABEL, explain_values, palette_conflict
 
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485
@@ -77,17 +78,20 @@ def decode_label(data: bytes, spec: DatasetSpec, name: str) -> np.ndarray:
       uint8 (H, W): classes 0..K-1 and `spec.ignore_label`.
 
     Raises:
-      DataError: the file is not such a PNG, is truncated, or holds a value that `spec` lacks.
+      DataError: the file is not such a PNG, is truncated, holds a value that `spec` lacks, or has
+        a palette that contradicts `spec`.
     """
-    raw = _raw_label(data, name)
+    raw, palette = _raw_label(data, name)
     if raw.dtype != np.uint8:
         if raw.max(initial=0) > 255:
-            raise _illegal_value(raw, raw > 255, spec, name)
+            raise _illegal_value(raw, raw > 255, spec, name, False)
         raw = raw.astype(np.uint8)
     label = cv2.LUT(raw, spec.label_lookup())
     illegal = label == ILLEGAL_LABEL
     if illegal.any():
-        raise _illegal_value(raw, illegal, spec, name)
+        raise _illegal_value(raw, illegal, spec, name, palette is not None)
+    if palette is not None and (conflict := palette_conflict(raw, palette, spec)):
+        raise DataError(f"{name}: {conflict}")
     return label
 
 
@@ -247,17 +251,18 @@ def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def _raw_label(data: bytes, name: str) -> np.ndarray:
-    """The stored ids: (H, W), uint8 or wider."""
+def _raw_label(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The stored ids, (H, W), uint8 or wider; and the palette, uint8 (256, 3), if there is one."""
     image = _open(data, name, MAX_PIXELS)
     if image.format != "PNG":
         raise DataError(
             f"{name}: the label is a {image.format} file, but a PNG image of class ids is expected"
+            + (JPEG_LABEL if image.format == "JPEG" else "")
         )
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise DataError(
             f"{name}: the label is an {image.mode} image, but a single channel of class ids "
-            "is expected"
+            "is expected" + (RGB_LABEL if image.mode in ("RGB", "RGBA") else "")
         )
     if _orientation(image, data) != 1:
         raise DataError(f"{name}: the label has an EXIF orientation; labels must have none")
@@ -265,20 +270,30 @@ def _raw_label(data: bytes, name: str) -> np.ndarray:
     if image.mode == "L" and depth == 8:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
         if raw is not None:
-            return raw
+            return raw, None
     raw = np.asarray(_load(image, name))
     if image.mode == "1":
-        return raw.astype(np.uint8)
+        return raw.astype(np.uint8), None
     if image.mode == "L" and depth < 8:
         # Pillow stretches grey of few bits to 0..255.
-        return raw // np.uint8(255 // (2**depth - 1))
-    return raw
+        return raw // np.uint8(255 // (2**depth - 1)), None
+    return raw, _palette(image) if image.mode == "P" else None
 
 
-def _illegal_value(raw: np.ndarray, illegal: np.ndarray, spec: DatasetSpec, name: str) -> DataError:
+def _palette(image: Image.Image) -> np.ndarray:
+    stored = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(stored)] = stored
+    return palette
+
+
+def _illegal_value(
+    raw: np.ndarray, illegal: np.ndarray, spec: DatasetSpec, name: str, has_palette: bool
+) -> DataError:
     values = np.unique(raw[illegal])
     shown = ", ".join(str(value) for value in values[:5]) + (", ..." if values.size > 5 else "")
     return DataError(
         f"{name}: label value {shown} ({int(illegal.sum())} pixels) is not legal in dataset "
         f"{spec.name!r}; legal values: {spec.legal_ids()}"
+        f"{explain_values(raw, spec, has_palette)}"
     )

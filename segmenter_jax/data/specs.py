@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from segmenter_jax.data import class_tables as tables
+
 # Stands in a lookup table for raw label values that the dataset does not define.
 ILLEGAL_LABEL = 254
 
@@ -108,6 +110,21 @@ class DatasetSpec:
         text = f"{_ranges(classes)} (classes)"
         return f"{text}, {_ranges(ignored)} (ignored)" if ignored.size else text
 
+    def raw_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Trained ids -> the values that the dataset's own label files hold.
+
+        Args:
+          ids: integers (H, W): classes 0..K-1; others stay as they are.
+
+        Returns:
+          uint8 (H, W). Where several values stand for a class, the first of `label_map` is taken.
+        """
+        table = np.arange(256, dtype=np.uint8)
+        for raw, trained in reversed(self.label_map or ()):
+            if trained != self.ignore_label:
+                table[trained] = raw
+        return table[ids.astype(np.uint8)]
+
     def palette(self) -> np.ndarray:
         """Colours by trained id.
 
@@ -164,3 +181,60 @@ SHAPES = DatasetSpec(
         (70, 180, 185),
     ),
 )
+
+# Label files: 0 is "other", 1..150 are the classes.
+ADE20K = DatasetSpec(
+    name="ade20k",
+    class_names=tables.ADE20K_NAMES,
+    colors=tables.ADE20K_COLORS,
+    label_map=((0, 255), *((i + 1, i) for i in range(150))),
+)
+
+# Of the 34 values of a labelIds file, those of the 19 classes in their order.
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+# For labelIds files; those of labelTrainIds hold the trained ids themselves.
+CITYSCAPES = DatasetSpec(
+    name="cityscapes",
+    class_names=tables.CITYSCAPES_NAMES,
+    colors=tables.CITYSCAPES_COLORS,
+    label_map=tuple(
+        (i, _CITYSCAPES_IDS.index(i) if i in _CITYSCAPES_IDS else 255) for i in range(34)
+    ),
+)
+
+PASCAL_CONTEXT = DatasetSpec(
+    name="pascal_context",
+    class_names=tables.PASCAL_CONTEXT_NAMES,
+    colors=tables.PASCAL_CONTEXT_COLORS,
+    label_map=tuple((i, i) for i in range(60)),
+)
+
+# The background counts nowhere.
+PASCAL_CONTEXT_59 = DatasetSpec(
+    name="pascal_context_59",
+    class_names=tables.PASCAL_CONTEXT_NAMES[1:],
+    colors=tables.PASCAL_CONTEXT_COLORS[1:],
+    label_map=((0, 255), *((i + 1, i) for i in range(59))),
+)
+
+CAMVID = DatasetSpec(
+    name="camvid",
+    class_names=tables.CAMVID_NAMES,
+    colors=tables.CAMVID_COLORS,
+    label_map=(*((i, i) for i in range(11)), (11, 255), (255, 255)),
+)
+
+# Masks hold 0 and 1, or 0 and 255. The fourth channel is the thermal image.
+RGBT_GLASS = DatasetSpec(
+    name="rgbt_glass",
+    class_names=("background", "glass"),
+    colors=((60, 60, 60), (60, 200, 230)),
+    label_map=((0, 0), (1, 1), (255, 1)),
+    channels=4,
+)
+
+BENCHMARKS = {
+    spec.name: spec
+    for spec in (ADE20K, CITYSCAPES, PASCAL_CONTEXT, PASCAL_CONTEXT_59, CAMVID, RGBT_GLASS)
+}

@@ -25,8 +25,9 @@ class LinearDecoder(nn.Module):
 
 
 def _unit_norm(x: jax.Array) -> jax.Array:
-    # The smallest normal float guards the gradient at an all-zero vector, and only that.
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + jnp.finfo(x.dtype).tiny)
+    # The bound gives an all-zero vector a gradient of zero; vectors longer than it are untouched.
+    square = jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24)
+    return x * jax.lax.rsqrt(square)
 
 
 class MaskTransformerDecoder(nn.Module):

@@ -6,6 +6,9 @@ mlp}`, `encoder_norm`. Distilled DeiT models have one more token, `dist`, after 
 """
 
 import functools
+import itertools
+import math
+import operator
 from typing import Literal
 
 import flax.linen as nn
@@ -24,15 +27,24 @@ ATTENTION_MAPS = "attention_maps"
 _dense_init = initializers.truncated_normal(0.02)
 
 
+def gelu(x: jax.Array, kind: Gelu) -> jax.Array:
+    """GELU by the error function ("exact") or by its tanh approximation."""
+    if kind == "tanh":
+        return nn.gelu(x, approximate=True)
+    # `nn.gelu` uses erfc, several times slower on a CPU; the two differ by float32 rounding of 1.
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
 class KernelBias(nn.Module):
     """Holds one projection's kernel and bias without applying them."""
 
     kernel_shape: tuple[int, ...]
     bias_shape: tuple[int, ...]
+    kernel_init: initializers.Initializer = _dense_init
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", _dense_init, self.kernel_shape)
+        kernel = self.param("kernel", self.kernel_init, self.kernel_shape)
         return kernel, self.param("bias", initializers.zeros, self.bias_shape)
 
 
@@ -68,6 +80,41 @@ class Attention(nn.Module):
         return y @ kernel.reshape(width, width).astype(self.dtype) + bias.astype(self.dtype)
 
 
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform uint32 by two rounds of an integer hash of each element's index and the key.
+
+    Enough for dropout masks, and a twentieth of the cost of `jax.random.bits` on a CPU. Like it,
+    an element's bits depend on its index alone, not on how the array is split over devices.
+    Source: the mixing function "lowbias32" of C. Wellons' hash-prospector.
+    """
+
+    def mix(x: jax.Array) -> jax.Array:
+        x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+        x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+        return x ^ (x >> 16)
+
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, stride in enumerate(itertools.accumulate(shape[:0:-1], operator.mul, initial=1)):
+        axis = len(shape) - 1 - axis
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return mix(mix(index + seed[0]) ^ seed[1])
+
+
+class Dropout(nn.Module):
+    """Zeroes elements with probability `rate`, scales what is kept by 1/keep."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = random_bits(self.make_rng("dropout"), x.shape) < jnp.uint32(keep * 2**32)
+        return jnp.where(mask, x / keep, jnp.zeros((), x.dtype))
+
+
 class Mlp(nn.Module):
     """Two dense layers with a GELU between them."""
 
@@ -82,10 +129,10 @@ class Mlp(nn.Module):
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_dense_init)
         width = x.shape[-1]
         x = dense(self.mlp_dim, name="Dense_0")(x)
-        x = nn.gelu(x, approximate=self.gelu == "tanh")
-        x = nn.Dropout(self.dropout_rate)(x, deterministic)
+        x = gelu(x, self.gelu)
+        x = Dropout(self.dropout_rate)(x, deterministic)
         x = dense(width, name="Dense_1")(x)
-        return nn.Dropout(self.dropout_rate)(x, deterministic)
+        return Dropout(self.dropout_rate)(x, deterministic)
 
 
 class DropPath(nn.Module):
@@ -121,7 +168,7 @@ class Block(nn.Module):
         drop_path = DropPath(self.drop_path_rate)
         y = norm(name="LayerNorm_0")(x)
         y = Attention(self.num_heads, self.attention, self.dtype, name="attention")(y)
-        y = nn.Dropout(self.dropout_rate)(y, deterministic)
+        y = Dropout(self.dropout_rate)(y, deterministic)
         x = x + drop_path(y, deterministic)
         y = norm(name="LayerNorm_1")(x)
         y = Mlp(self.mlp_dim, self.dropout_rate, self.gelu, self.dtype, name="mlp")(
@@ -194,10 +241,19 @@ class VisionTransformer(nn.Module):
         Returns:
           (B, num_extra + h * w, width) in `dtype`.
         """
-        patch = (self.patch_size, self.patch_size)
-        x = nn.Conv(self.width, patch, patch, "VALID", dtype=self.dtype, name="embedding")(image)
-        batch, rows, columns, width = x.shape
-        x = x.reshape(batch, rows * columns, width)
+        batch, channels, width = image.shape[0], image.shape[-1], self.width
+        rows, columns = (size // self.patch_size for size in image.shape[1:3])
+        kernel, bias = KernelBias(
+            (self.patch_size, self.patch_size, channels, width),
+            (width,),
+            initializers.lecun_normal(),
+            name="embedding",
+        )()
+        # The convolution of the checkpoints, whose patches do not overlap, is one matmul.
+        x = image.astype(self.dtype)
+        x = x.reshape(batch, rows, self.patch_size, columns, self.patch_size, channels)
+        x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+        x = x @ kernel.reshape(-1, width).astype(self.dtype) + bias.astype(self.dtype)
 
         names = ("cls", "dist") if self.distilled else ("cls",)
         extra = [self.param(name, _dense_init, (1, 1, width)) for name in names]
@@ -207,7 +263,7 @@ class VisionTransformer(nn.Module):
         position = resize_position_embedding(position, len(extra), self.grid, (rows, columns))
         extra = [jnp.broadcast_to(token, (batch, 1, width)).astype(x.dtype) for token in extra]
         x = jnp.concatenate([*extra, x], axis=1) + position.astype(x.dtype)
-        x = nn.Dropout(self.dropout_rate)(x, deterministic)
+        x = Dropout(self.dropout_rate)(x, deterministic)
 
         for i in range(self.depth):
             x = Block(

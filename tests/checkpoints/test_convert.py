@@ -8,7 +8,13 @@ import pytest
 from segmenter_jax import convert
 from segmenter_jax.checkpoints.adapt import inflate_patch_kernel
 from segmenter_jax.checkpoints.foreign import open_checkpoint
-from segmenter_jax.checkpoints.model_dir import flatten, load_model, save_model
+from segmenter_jax.checkpoints.model_dir import (
+    ModelDescription,
+    abstract_params,
+    flatten,
+    load_model,
+    save_model,
+)
 from segmenter_jax.models import Segmenter, upsample
 from segmenter_jax.resampling import resize_matrix
 from tests.golden_params import golden_config, golden_params
@@ -35,6 +41,12 @@ def token_error(description, params, expected_file):
             {"params": params}, expected["image_nhwc"], method=Segmenter.encode
         )
         return np.abs(tokens - expected["encoder_tokens"]).max()
+
+
+def initialised(config):
+    """Stands for a fresh initialisation, which takes long to compile."""
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape), abstract_params(config))
 
 
 def assert_same(params, other):
@@ -280,8 +292,6 @@ def test_another_class_count_keeps_all_that_does_not_depend_on_it(tmp_path):
 
 
 def load_golden_model(folder):
-    from segmenter_jax.checkpoints.model_dir import ModelDescription
-
     description = ModelDescription(
         model=golden_config("segm_mask"),
         classes=tuple("abcdefg"),
@@ -301,17 +311,27 @@ def test_a_model_directory_loads_as_it_is(tmp_path):
 
 
 def test_seed_decides_the_new_decoder(golden_dir):
+    options = {"num_classes": 5, "decoder": "linear"}
     first, again, other = (
-        convert.load_any(golden_dir / GOOGLE, num_classes=5, seed=seed)[1] for seed in (0, 0, 1)
+        convert.load_any(golden_dir / GOOGLE, seed=seed, **options)[1] for seed in (0, 0, 1)
     )
     assert_same(first, again)
-    embeddings = [p["decoder"]["class_embedding"] for p in (first, other)]
-    assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-3
+    kernels = [params["decoder"]["head"]["kernel"] for params in (first, other)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+def test_a_new_decoder_is_that_of_the_models_own_initialisation():
+    config = golden_config("segm_linear_distilled")
+    image = np.zeros((1, 64, 64, 3), np.float32)
+    expected = jax.jit(Segmenter(config).init)(jax.random.key(4), image)["params"]
+    found = convert.initial_params(config, ["decoder/head/kernel"], seed=4)
+    expected = expected["decoder"]["head"]["kernel"]
+    np.testing.assert_allclose(found["decoder/head/kernel"], expected, atol=1e-7)
 
 
 def test_init_from_encoder_keeps_the_given_decoder(golden_dir):
     config = golden_config("segm_mask", image_size=(96, 64))
-    params = Segmenter(config).init(jax.random.key(3), np.zeros((1, 96, 64, 3)))["params"]
+    params = initialised(config)
     found, report = convert.load_init(golden_dir / GOOGLE, config, params)
     assert_same(found["decoder"], params["decoder"])
     expected = convert.load_any(
@@ -328,7 +348,7 @@ def test_init_from_encoder_keeps_the_given_decoder(golden_dir):
 def test_init_from_another_decoder_drops_it(golden_dir):
     pytest.importorskip("torch")
     config = golden_config("segm_mask", decoder="linear")
-    params = Segmenter(config).init(jax.random.key(3), np.zeros((1, 64, 64, 3)))["params"]
+    params = initialised(config)
     found, report = convert.load_init(golden_dir / "segm_mask.pth", config, params)
     assert_same(found["decoder"], params["decoder"])
     assert {e[2] for e in report.initialised} == {
@@ -339,7 +359,7 @@ def test_init_from_another_decoder_drops_it(golden_dir):
 @pytest.mark.parametrize("field, value", [("depth", 3), ("patch_size", 8), ("distilled", True)])
 def test_init_from_another_encoder_fails(golden_dir, field, value):
     config = golden_config("segm_mask", **{field: value})
-    params = Segmenter(config).init(jax.random.key(3), np.zeros((1, 64, 64, 3)))["params"]
+    params = initialised(config)
     with pytest.raises(ValueError, match=rf"encoder has {field}=.*, the model wants {value}"):
         convert.load_init(golden_dir / GOOGLE, config, params)
 

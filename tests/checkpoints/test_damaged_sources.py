@@ -99,7 +99,7 @@ NPZ_CASES = {
     ),
     "integers": (lambda a: _changed(a, _QUERY, np.int32), _QUERY, "is not floating point"),
     "no known names": (lambda a: {"a": np.ones(3, np.float32)}, "none of the known naming schemes"),
-    "no arrays": (lambda a: {}, "not"),
+    "no arrays": (lambda a: {}, "neither .npz nor"),
     "odd head split": (
         lambda a: _changed(a, _QUERY, lambda x: x.reshape(64, 4, 16)),
         "has shape (64, 4, 16), expected (64, 2, 32)",

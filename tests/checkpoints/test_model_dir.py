@@ -132,7 +132,7 @@ def test_damaged_parameters(tmp_path, params):
     save_model(tmp_path / "m", description(), params)
     for file in (tmp_path / "m" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match="params: (damaged|no readable) parameters"):
+    with pytest.raises(ValueError, match=r"params: (damaged|no readable) parameters"):
         load_model(tmp_path / "m")
 
 

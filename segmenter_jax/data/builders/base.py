@@ -3,40 +3,58 @@
 import abc
 import collections
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from segmenter_jax.data.images import check_pair
+from segmenter_jax.data.images import check_pair, decode_image
 from segmenter_jax.data.specs import DataError, DatasetSpec
 
 _MAX_REPORTED = 20
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 @dataclasses.dataclass(frozen=True)
 class RawRecord:
-    """One pair as it is stored.
+    """One pair as it is stored, or an image whose label is not published.
 
     Attributes:
       name: name of the record, unique in its split.
       image: the encoded image.
-      label: the encoded label.
+      label: the encoded label; None in a split without labels.
       image_name: what messages call the image file.
       label_name: what messages call the label file.
     """
 
     name: str
     image: bytes
-    label: bytes
+    label: bytes | None
     image_name: str
-    label_name: str
+    label_name: str | None
 
 
 # Reads or renders one record; called in a thread.
 RecordReader = Callable[[], RawRecord]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a source holds, before any image is decoded.
+
+    Attributes:
+      readers: for every split, one reader per record.
+      problems: one message for everything that is missing, unpaired or not what it must be.
+    """
+
+    readers: Mapping[str, Sequence[RecordReader]]
+    problems: Sequence[str] = ()
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -44,9 +62,13 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     A subclass says which splits there are and how a record is read. Every record is decoded and
     checked while it is written; a dataset with a bad record is not written at all.
+
+    Attributes:
+      unlabelled: splits whose records have no label.
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    unlabelled: tuple[str, ...] = ()
 
     @property
     @abc.abstractmethod
@@ -54,8 +76,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """Classes and label values of the dataset."""
 
     @abc.abstractmethod
-    def record_readers(self) -> dict[str, Sequence[RecordReader]]:
-        """For every split, one reader per record."""
+    def scan(self) -> Listing:
+        """Lists the records of every split, and what is wrong with the source."""
+
+    def record_readers(self) -> Mapping[str, Sequence[RecordReader]]:
+        """For every split, one reader per record.
+
+        Raises:
+          DataError: `scan` finds problems; all are listed.
+        """
+        listing = self.scan()
+        raise_problems(listing.problems)
+        return listing.readers
 
     def provenance(self) -> dict[str, Any]:
         """What to store about the origin of the data, as JSON types."""
@@ -77,7 +109,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             ),
             # Records keep their order; training shuffles globally anyway.
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(spec=self.spec.to_dict(), **self.provenance()),
+            metadata=tfds.core.MetadataDict(
+                spec=self.spec.to_dict(), unlabelled=list(self.unlabelled), **self.provenance()
+            ),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -94,14 +128,15 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         self, readers: Sequence[RecordReader]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         problems = []
-        for index, outcome in enumerate(_read_checked(readers, self.spec)):
+        for index, outcome in enumerate(in_threads(functools.partial(_checked, self.spec), readers)):
             if isinstance(outcome, DataError):
                 problems.append(str(outcome))
             elif not problems:
                 self.on_record(outcome)
+                # An empty label stands for none.
                 yield (
                     index,
-                    {"image": outcome.image, "label": outcome.label, "name": outcome.name},
+                    {"image": outcome.image, "label": outcome.label or b"", "name": outcome.name},
                 )
         raise_problems(problems)
 
@@ -125,26 +160,47 @@ def raise_problems(problems: Sequence[str]) -> None:
     raise DataError("\n  ".join(lines))
 
 
-def _read_checked(
-    readers: Sequence[RecordReader], spec: DatasetSpec
-) -> Iterator[RawRecord | DataError]:
-    """Reads and checks records in threads; yields them, or what is wrong with them, in order."""
+def check_record(record: RawRecord, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decodes a record strictly.
 
-    def read(reader: RecordReader) -> RawRecord | DataError:
-        try:
-            record = reader()
-            check_pair(record.image, record.label, spec, record.image_name, record.label_name)
-        except DataError as error:
-            return error
-        return record
+    Args:
+      record: what was read.
+      spec: the dataset's classes and channels.
 
+    Returns:
+      The image, uint8 (H, W, C), and the label in trained ids, uint8 (H, W), or None.
+
+    Raises:
+      DataError: see `check_pair`.
+    """
+    if record.label is None:
+        return decode_image(record.image, record.image_name, channels=spec.channels), None
+    return check_pair(record.image, record.label, spec, record.image_name, record.label_name)
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Maps in threads, one per core; yields results in order, with few of them in memory.
+
+    Args:
+      work: called with each item.
+      items: read as they are needed.
+    """
     threads = os.cpu_count() or 1
     with futures.ThreadPoolExecutor(threads) as pool:
-        # A window bounds the number of records in memory.
         window: collections.deque[futures.Future] = collections.deque()
-        for reader in readers:
-            window.append(pool.submit(read, reader))
+        for item in items:
+            window.append(pool.submit(work, item))
             if len(window) > 4 * threads:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()
+
+
+def _checked(spec: DatasetSpec, reader: RecordReader) -> RawRecord | DataError:
+    """Reads and checks a record; what is wrong with it instead, if anything."""
+    try:
+        record = reader()
+        check_record(record, spec)
+    except DataError as error:
+        return error
+    return record

@@ -1,4 +1,4 @@
-"""Any dataset laid out as folders of images and PNG labels.
+"""Any dataset laid out as folders of images and PNG labels, or the same in a zip archive.
 
 classes.json
 images/SPLIT/**/NAME.{jpg,jpeg,png,bmp,webp,tif,tiff}
@@ -10,21 +10,25 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segmenter_jax.data.builders.base import (
+    Listing,
     RawRecord,
-    RecordReader,
     SegmentationBuilder,
-    raise_problems,
 )
+from segmenter_jax.data.builders.files import SourceFiles
 from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.traps import JPEG_LABEL, source_traps
 
 CLASSES_FILE = "classes.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-LABEL_SUFFIXES = (".png",)
+LABEL_SUFFIX = ".png"
 _SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
+
+# (path of the image, path of the label), relative to the source.
+Pair = tuple[str, str]
 
 
 class Folder(SegmentationBuilder, skip_registration=True):
@@ -32,7 +36,7 @@ class Folder(SegmentationBuilder, skip_registration=True):
 
     Args:
       name: name of the dataset.
-      source: the folder.
+      source: the folder, or a zip archive of its content.
       data_dir: where built datasets live.
     """
 
@@ -40,8 +44,8 @@ class Folder(SegmentationBuilder, skip_registration=True):
 
     def __init__(self, *, name: str, source: Path, data_dir: Path):
         self.name = name
-        self._source = Path(source).expanduser().resolve()
-        self._spec = read_classes(self._source, name)
+        self._files = SourceFiles(source)
+        self._spec = read_classes(self._files, name)
         self._manifest: dict[str, list[Any]] = {}
         super().__init__(data_dir=str(data_dir))
 
@@ -52,32 +56,36 @@ class Folder(SegmentationBuilder, skip_registration=True):
 
     def provenance(self) -> dict[str, Any]:
         """The folder and, filled while building, its files."""
-        classes = self._source / CLASSES_FILE
-        self._manifest[CLASSES_FILE] = _fingerprint(classes, classes.read_bytes())
-        return {"source": str(self._source), "files": self._manifest}
+        self._note(CLASSES_FILE, self._files.read(CLASSES_FILE))
+        return {"source": str(self._files.root), "files": self._manifest}
 
-    def record_readers(self) -> dict[str, list[RecordReader]]:
-        """For every split, one reader per pair of files."""
-        return {
-            split: [functools.partial(self._read, split, *pair) for pair in pairs]
-            for split, pairs in find_pairs(self._source).items()
-        }
+    def scan(self) -> Listing:
+        """One reader per pair of files."""
+        pairs, problems = find_pairs(self._files)
+        return Listing(
+            {
+                split: [functools.partial(self._read, split, *pair) for pair in split_pairs]
+                for split, split_pairs in pairs.items()
+            },
+            problems,
+        )
 
-    def _read(self, split: str, image_path: Path, label_path: Path) -> RawRecord:
-        contents, names = [], []
-        for path in (image_path, label_path):
-            contents.append(path.read_bytes())
-            names.append(path.relative_to(self._source).as_posix())
-            self._manifest[names[-1]] = _fingerprint(path, contents[-1])
-        stem = label_path.relative_to(self._source / "annotations" / split).with_suffix("")
-        return RawRecord(stem.as_posix(), *contents, *names)
+    def _read(self, split: str, image: str, label: str) -> RawRecord:
+        contents = []
+        for path in (image, label):
+            contents.append(self._files.read(path))
+            self._note(path, contents[-1])
+        return RawRecord(_stem(label, f"annotations/{split}"), *contents, image, label)
+
+    def _note(self, path: str, content: bytes) -> None:
+        self._manifest[path] = [len(content), self._files.modified(path), _digest(content)]
 
 
-def read_classes(source: Path, name: str) -> DatasetSpec:
+def read_classes(files: SourceFiles, name: str) -> DatasetSpec:
     """Reads `classes.json` of a folder dataset.
 
     Args:
-      source: the dataset's folder.
+      files: the dataset's source.
       name: name of the dataset.
 
     Returns:
@@ -86,13 +94,13 @@ def read_classes(source: Path, name: str) -> DatasetSpec:
     Raises:
       DataError: the file is missing or does not say what it must.
     """
-    path = source / CLASSES_FILE
-    if not source.is_dir():
-        raise DataError(f"{source}: no such folder")
-    if not path.is_file():
-        raise DataError(f"{path}: missing; it lists the classes of the dataset")
+    path = files.root / CLASSES_FILE
+    if CLASSES_FILE not in files:
+        traps = source_traps(files.paths)
+        hint = f"; {traps[0]}" if traps else ""
+        raise DataError(f"{path}: missing; it lists the classes of the dataset{hint}")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(files.read(CLASSES_FILE).decode("utf-8"))
         classes = fields["classes"]
         ids = [_integer(entry["id"]) for entry in classes]
         names = tuple(str(entry["name"]) for entry in classes)
@@ -112,96 +120,102 @@ def read_classes(source: Path, name: str) -> DatasetSpec:
         raise DataError(f"{path}: {error}") from error
 
 
-def find_pairs(source: Path) -> dict[str, list[tuple[Path, Path]]]:
+def find_pairs(files: SourceFiles) -> tuple[dict[str, list[Pair]], list[str]]:
     """Lists the image and label files of every split, paired by their relative stem.
 
     Args:
-      source: the dataset's folder.
+      files: the dataset's source.
 
     Returns:
-      For every split, pairs (image, label) sorted by stem.
-
-    Raises:
-      DataError: a folder is missing, a split is empty, or files are unpaired; all are listed.
+      For every split, pairs (image, label) sorted by stem; and one message for every folder that is
+      missing, split that is empty and file that is unpaired.
     """
+    problems = source_traps(files.paths)
     splits: set[str] = set()
     for kind in ("images", "annotations"):
-        if not (source / kind).is_dir():
-            raise DataError(f"{source / kind}: missing folder; expected {kind}/SPLIT/...")
+        if kind not in files.folders:
+            problems.append(f"{files.root / kind}: missing folder; expected {kind}/SPLIT/...")
         splits |= {
-            p.name for p in (source / kind).iterdir() if p.is_dir() and not p.name.startswith(".")
+            PurePosixPath(path).name
+            for path in files.folders
+            if str(PurePosixPath(path).parent) == kind
         }
-    if not splits:
-        raise DataError(f"{source / 'images'}: no split; expected subfolders such as train and val")
-    problems: list[str] = []
-    pairs = {split: _pair_split(source, split, problems) for split in sorted(splits)}
-    raise_problems(problems)
-    return pairs
+    if not splits and not problems:
+        problems.append(
+            f"{files.root / 'images'}: no split; expected subfolders such as train and val"
+        )
+    return {split: _pair_split(files, split, problems) for split in sorted(splits)}, problems
 
 
 def changed_files(source: Path, manifest: Mapping[str, list[Any]]) -> list[str]:
     """Compares a folder with what a dataset was built from.
 
     Args:
-      source: the dataset's folder.
+      source: the dataset's folder or archive.
       manifest: size, modification time and sha256 by relative path, from the built dataset.
 
     Returns:
       One line per file that was added, removed or changed. A file is read only if its
       modification time differs.
     """
-    current = {CLASSES_FILE: source / CLASSES_FILE}
-    for pairs in find_pairs(source).values():
-        for path in (path for pair in pairs for path in pair):
-            current[path.relative_to(source).as_posix()] = path
-    lines = [f"{name} was added" for name in sorted(current.keys() - manifest.keys())]
-    lines += [f"{name} was removed" for name in sorted(manifest.keys() - current.keys())]
-    for name in sorted(current.keys() & manifest.keys()):
+    files = SourceFiles(source)
+    pairs, _ = find_pairs(files)
+    current = {path for split in pairs.values() for pair in split for path in pair}
+    if CLASSES_FILE in manifest:
+        current.add(CLASSES_FILE)
+    lines = [f"{name} was added" for name in sorted(current - manifest.keys())]
+    lines += [f"{name} was removed" for name in sorted(manifest.keys() - current)]
+    for name in sorted(current & manifest.keys()):
         size, modified, digest = manifest[name]
-        status = current[name].stat()
-        if (status.st_size, status.st_mtime_ns) == (size, modified):
+        found = files.size(name) if name in files else -1
+        if (found, files.modified(name) if found >= 0 else -1) == (size, modified):
             continue
-        if status.st_size != size or _digest(current[name].read_bytes()) != digest:
+        if found != size or _digest(files.read(name)) != digest:
             lines.append(f"{name} was changed")
     return lines
 
 
-def _pair_split(source: Path, split: str, problems: list[str]) -> list[tuple[Path, Path]]:
+def _pair_split(files: SourceFiles, split: str, problems: list[str]) -> list[Pair]:
     if not _SPLIT_NAME.fullmatch(split) or split == "all":
         problems.append(
             f"images/{split}: a split's name must be letters, digits and underscores, and not 'all'"
         )
         return []
-    images = _files_by_stem(source, "images", split, IMAGE_SUFFIXES, problems)
-    labels = _files_by_stem(source, "annotations", split, LABEL_SUFFIXES, problems)
+    images = _files_by_stem(files, f"images/{split}", problems)
+    labels = _files_by_stem(files, f"annotations/{split}", problems)
     if not images and not labels:
         problems.append(f"images/{split}: the split is empty; expected {_listed(IMAGE_SUFFIXES)}")
     for stem in sorted(images.keys() - labels.keys()):
-        image = images[stem].relative_to(source).as_posix()
-        problems.append(f"{image}: no label annotations/{split}/{stem}.png")
+        problems.append(f"{images[stem]}: no label annotations/{split}/{stem}.png")
     for stem in sorted(labels.keys() - images.keys()):
-        label = labels[stem].relative_to(source).as_posix()
         problems.append(
-            f"{label}: no image images/{split}/{stem} with one of {_listed(IMAGE_SUFFIXES)}"
+            f"{labels[stem]}: no image images/{split}/{stem} with one of {_listed(IMAGE_SUFFIXES)}"
         )
-    return [(images[stem], labels[stem]) for stem in sorted(images.keys() & labels.keys())]
+    for stem, label in sorted(labels.items()):
+        if not label.lower().endswith(LABEL_SUFFIX):
+            problems.append(f"{label}: labels must be PNG files{JPEG_LABEL}")
+    return [
+        (images[stem], labels[stem])
+        for stem in sorted(images.keys() & labels.keys())
+        if labels[stem].lower().endswith(LABEL_SUFFIX)
+    ]
 
 
-def _files_by_stem(
-    source: Path, kind: str, split: str, suffixes: tuple[str, ...], problems: list[str]
-) -> dict[str, Path]:
-    root = source / kind / split
-    files: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
+def _files_by_stem(files: SourceFiles, root: str, problems: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in files.paths:
+        if not path.startswith(f"{root}/") or not path.lower().endswith(IMAGE_SUFFIXES):
             continue
-        stem = path.relative_to(root).with_suffix("").as_posix()
-        if stem in files:
-            problems.append(
-                f"{path.relative_to(source).as_posix()}: {files[stem].name} has the same stem"
-            )
-        files[stem] = path
-    return files
+        stem = _stem(path, root)
+        if stem in found:
+            problems.append(f"{path}: {PurePosixPath(found[stem]).name} has the same stem")
+        found[stem] = path
+    return found
+
+
+def _stem(path: str, root: str) -> str:
+    """Path relative to a folder, without its suffix."""
+    return str(PurePosixPath(path).relative_to(root).with_suffix(""))
 
 
 def _listed(suffixes: tuple[str, ...]) -> str:
@@ -216,8 +230,3 @@ def _integer(value: Any) -> int:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _fingerprint(path: Path, content: bytes) -> list[Any]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, _digest(content)]

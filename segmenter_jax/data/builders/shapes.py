@@ -5,7 +5,7 @@ import functools
 import cv2
 import numpy as np
 
-from segmenter_jax.data.builders.base import RawRecord, RecordReader, SegmentationBuilder
+from segmenter_jax.data.builders.base import Listing, RawRecord, SegmentationBuilder
 from segmenter_jax.data.specs import SHAPES, DatasetSpec
 
 _SPLITS = {"train": 800, "validation": 100}
@@ -23,12 +23,14 @@ class Shapes(SegmentationBuilder, skip_registration=True):
         """Classes and label values of the dataset."""
         return SHAPES
 
-    def record_readers(self) -> dict[str, list[RecordReader]]:
-        """For every split, one renderer per record."""
-        return {
-            split: [functools.partial(_render_record, split, index) for index in range(count)]
-            for split, count in _SPLITS.items()
-        }
+    def scan(self) -> Listing:
+        """One renderer per record."""
+        return Listing(
+            {
+                split: [functools.partial(_render_record, split, index) for index in range(count)]
+                for split, count in _SPLITS.items()
+            }
+        )
 
 
 def _render_record(split: str, index: int) -> RawRecord:
