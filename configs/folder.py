@@ -22,8 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset.name = "folder"
     config.dataset.eval_split = "val"
 
-    config.augment.crop_size = 160
-    config.augment.base_size = 192
+    config.augment.crop_size = 128
+    config.augment.base_size = 160
     config.augment.scale_range = (0.75, 1.75)
 
     config.optimizer.name = "adamw"
@@ -35,8 +35,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.clip_norm = 1.0
 
     config.eval.every_steps = 250
-    config.eval.window = 160
-    config.eval.stride = 112
+    config.eval.window = 128
+    config.eval.stride = 96
 
     config.checkpoint.every_steps = 250
     return config

@@ -4,8 +4,8 @@ Placing the upsampled logits of overlapping windows, dividing by their count, re
 original image and un-flipping are all linear and separable. So one matrix per axis does them at
 once: with the low-resolution logits of all windows of an image laid side by side as L, the class
 probabilities are `softmax(R_y @ L @ R_x.T)`, averaged over the scaled and flipped versions of the
-image. `merge_matrix` makes R; it is nearly empty, so the engine applies it tile by tile to the few
-patches that a tile sees (`merging`). Windows of different images share batches of one size, tiles have one
+image. `merge_matrix` makes R; it is nearly empty, so `merging` applies it tile by tile to the few
+patches that a tile sees. Windows of different images share batches of one size, tiles have one
 size: whatever the images, a handful of programs is compiled.
 """
 
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -144,7 +143,7 @@ class SlidingWindow:
         batch_size = settings.batch_size or (1 if on_cpu else 8) * len(devices)
         self._batch_size = round_up(batch_size, len(devices))
         patch_size = model.config.patch_size
-        self._merge = Merger(settings.window, settings.stride, patch_size, self._split)
+        self.merge = Merger(settings.window, settings.stride, patch_size, self._split)
         self._grid = patch_grid((settings.window, settings.window), patch_size)
 
     def predict(
@@ -186,7 +185,7 @@ class SlidingWindow:
         check_outputs(outputs, top_k, self.model.config.num_classes)
 
         def finish(job: _Job) -> tuple[Any, dict[str, np.ndarray]]:
-            maps = self._merge(job.versions, job.request.size, outputs, top_k)
+            maps = self.merge(job.versions, job.request.size, outputs, top_k)
             return job.request.example, maps
 
         return self._run(self.place(params), requests, finish)

@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.specs import BENCHMARKS, DataError, DatasetSpec
+from segmenter_jax.data.traps import SCENE_PARSE150
 
 GENERATED = ("shapes",)
 VERSION = "1.0.0"
@@ -63,15 +64,12 @@ class RecordSource:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns `image` and `label` as the original encoded bytes, and `name`."""
+        """Returns `image` and, if the split has labels, `label` as encoded bytes; and `name`."""
         if not 0 <= index < self._length:
             raise IndexError(f"record {index} of split {self._split!r} with {self._length} records")
         record = self._records[index]
-        return {
-            "image": record["image"],
-            "label": record["label"],
-            "name": record["name"].decode("utf-8"),
-        }
+        label = {"label": record["label"]} if record["label"] else {}
+        return {"image": record["image"], **label, "name": record["name"].decode("utf-8")}
 
     def __repr__(self) -> str:
         return f"RecordSource({str(self._directory)!r}, {self._split!r}, {self._length})"
@@ -86,28 +84,36 @@ class Dataset:
       spec: its classes, colours and label values.
       directory: where it lives.
       splits: number of records by split.
+      unlabelled: splits whose labels are not published.
     """
 
     name: str
     spec: DatasetSpec
     directory: Path
     splits: Mapping[str, int]
+    unlabelled: tuple[str, ...] = ()
 
-    def source(self, split: str) -> RecordSource:
+    def source(self, split: str, *, needs_labels: bool = True) -> RecordSource:
         """Random access to a split.
 
         Args:
           split: name of the split.
+          needs_labels: refuse a split that has none.
 
         Returns:
           A source of records with `image` and `label` (encoded bytes) and `name`.
 
         Raises:
-          ValueError: there is no such split.
+          ValueError: there is no such split, or it has no labels.
         """
         if split not in self.splits:
             raise ValueError(
                 f"dataset {self.name!r} has no split {split!r}; available: {sorted(self.splits)}"
+            )
+        if needs_labels and split in self.unlabelled:
+            raise ValueError(
+                f"split {split!r} of dataset {self.name!r} has no labels: it can be predicted, but "
+                "neither trained on nor scored"
             )
         return RecordSource(self.directory, split, self.splits[split])
 
@@ -118,7 +124,8 @@ def open_dataset(name: str, data_dir: PathLike, source: PathLike | None = None) 
     Args:
       name: name of the dataset.
       data_dir: where built datasets live.
-      source: the folder it was built from; if given, the built dataset must match its content.
+      source: the folder or archive it was built from; if given, the built dataset must match its
+        content.
 
     Returns:
       The dataset.
@@ -141,19 +148,27 @@ def open_dataset(name: str, data_dir: PathLike, source: PathLike | None = None) 
         spec=DatasetSpec.from_dict(metadata["spec"]),
         directory=directory,
         splits={split: info.num_examples for split, info in splits.items()},
+        unlabelled=tuple(split for split in metadata.get("unlabelled", ()) if split in splits),
     )
 
 
 def build_dataset(
-    name: str, data_dir: PathLike, source: PathLike | None = None, *, overwrite: bool = False
+    name: str,
+    data_dir: PathLike,
+    source: PathLike | None = None,
+    *,
+    overwrite: bool = False,
+    allow_partial: bool = False,
 ) -> Dataset:
     """Builds a dataset if it is missing, and opens it.
 
     Args:
-      name: a generated dataset, or any name for the folder given as `source`.
+      name: a benchmark or a generated dataset, or any other name for a folder of one's own.
       data_dir: where built datasets live.
-      source: a folder with `images/SPLIT`, `annotations/SPLIT` and `classes.json`.
+      source: a folder or zip archive: the official files of a benchmark; otherwise
+        `images/SPLIT`, `annotations/SPLIT` and `classes.json`.
       overwrite: build again what is there already.
+      allow_partial: accept a benchmark whose numbers of records are not the published ones.
 
     Returns:
       The dataset.
@@ -170,7 +185,9 @@ def build_dataset(
         raise ValueError(_no_source_message(name, source))
     if name not in GENERATED and source is None:
         raise ValueError(_missing_message(name, data_dir, source))
-    _build(name, directory, source, overwrite)
+    with _staging(directory) as staging:
+        builder = make_builder(name, staging, source, allow_partial=allow_partial)
+        _write(builder, staging, directory, overwrite)
     return open_dataset(name, data_dir, source)
 
 
@@ -190,11 +207,19 @@ def _directory(name: str, data_dir: PathLike) -> Path:
 
 
 def _missing_message(name: str, data_dir: PathLike, source: PathLike | None) -> str:
+    if name == "scene_parse150":
+        return SCENE_PARSE150
+    if name in BENCHMARKS and source is None:
+        return (
+            f"dataset {name!r} is not built in {data_dir}; build it with "
+            f"`python -m segmenter_jax.prepare_data {name.removesuffix('_59')} --source=...`"
+        )
     if name in GENERATED or source is not None:
         return f"dataset {name!r} is not built in {data_dir}; build it first"
     return (
-        f"unknown dataset {name!r}; generated: {list(GENERATED)}, built in {data_dir}: "
-        f"{built_datasets(data_dir)}, or give the source folder of your own"
+        f"unknown dataset {name!r}; benchmarks: {sorted(BENCHMARKS)}, generated: "
+        f"{list(GENERATED)}, built in {data_dir}: {built_datasets(data_dir)}, or give the source "
+        "folder of your own"
     )
 
 
@@ -202,25 +227,15 @@ def _no_source_message(name: str, source: PathLike) -> str:
     return f"dataset {name!r} is generated and takes no source, got {str(source)!r}"
 
 
-def _build(name: str, directory: Path, source: PathLike | None, overwrite: bool) -> None:
-    """Builds aside and moves the result into place, so that a failure changes nothing."""
+@contextlib.contextmanager
+def _staging(directory: Path) -> Iterator[Path]:
+    """A folder beside the final one, so that a failure changes nothing; gone afterwards."""
     root = directory.parent.parent
     created = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".build_", dir=root))
     try:
-        builder = _builder(name, staging, source)
-        # TFDS announces a download of unknown size into the staging folder; its bars go to stderr.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                download_dir=staging / "downloads", file_format="array_record"
-            )
-        directory.parent.mkdir(exist_ok=True)
-        if overwrite and directory.is_dir():
-            directory.rename(staging / "former")
-        # Another process may have finished the same build first.
-        if not directory.is_dir():
-            (staging / name / VERSION).rename(directory)
+        yield staging
     finally:
         shutil.rmtree(staging)
         for path in created:
@@ -229,25 +244,51 @@ def _build(name: str, directory: Path, source: PathLike | None, overwrite: bool)
             path.rmdir()
 
 
-def _builder(name: str, data_dir: Path, source: PathLike | None) -> Any:
+def _write(builder: Any, staging: Path, directory: Path, overwrite: bool) -> None:
+    """Builds aside and moves the result into place."""
+    # TFDS announces a download of unknown size into the staging folder; its bars go to stderr.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=staging / "downloads", file_format="array_record")
+    directory.parent.mkdir(exist_ok=True)
+    if overwrite and directory.is_dir():
+        directory.rename(staging / "former")
+    # Another process may have finished the same build first.
+    if not directory.is_dir():
+        (staging / builder.name / VERSION).rename(directory)
+
+
+def make_builder(
+    name: str, data_dir: Path, source: PathLike | None, *, allow_partial: bool = False
+) -> Any:
+    """The TFDS builder of a dataset.
+
+    Args:
+      name, source, allow_partial: see `build_dataset`.
+      data_dir: where it would write.
+
+    Raises:
+      DataError: there is no such source, or it does not say what its classes are.
+    """
     from segmenter_jax.data import builders
 
     if name in GENERATED:
         return builders.Shapes(data_dir=str(data_dir))
+    if name in BENCHMARKS:
+        return builders.BENCHMARK_BUILDERS[name](
+            source=Path(source), data_dir=data_dir, allow_partial=allow_partial
+        )
     return builders.Folder(name=name, source=Path(source), data_dir=data_dir)
 
 
 def _check_source(
     name: str, directory: Path, metadata: Mapping[str, Any], source: PathLike
 ) -> None:
-    if "files" not in metadata:
+    if "files" not in metadata and "digest" not in metadata:
         raise ValueError(_no_source_message(name, source))
-    from segmenter_jax.data.builders import folder
-
     path = Path(source).expanduser().resolve()
-    if not path.is_dir():
+    if not path.exists():
         raise DataError(f"{path}: no such folder (source of dataset {name!r})")
-    changes = folder.changed_files(path, metadata["files"])
+    changes = _changes(name, metadata, path)
     if changes:
         shown = "; ".join(changes[:_MAX_LISTED])
         more = f"; and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
@@ -255,3 +296,13 @@ def _check_source(
             f"dataset {name!r} in {directory} was built from {metadata['source']}, but {path} "
             f"differs: {shown}{more}. Build it again with overwrite, or under another name"
         )
+
+
+def _changes(name: str, metadata: Mapping[str, Any], source: Path) -> list[str]:
+    """One line per difference between a source and what a dataset was built from."""
+    if "files" in metadata:
+        from segmenter_jax.data.builders import folder
+
+        return folder.changed_files(source, metadata["files"])
+    digest = make_builder(name, source, source).digest()
+    return [] if digest == metadata["digest"] else ["files were added, removed or changed in size"]

@@ -67,6 +67,8 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
       DataError: see `decode_image`, `decode_label`; or their sizes differ.
     """
     name = record["name"]
+    if "label" not in record:
+        raise DataError(f"{name}: the record has no label")
     image = decode_image(record["image"], name, channels=spec.channels)
     label = decode_label(record["label"], spec, name)
     if image.shape[:2] != label.shape:
@@ -228,3 +230,27 @@ class EvalTransform:
         """
         image, label = decode_record(record, self.spec)
         return {"image": image, "label": label, "name": record["name"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTransform:
+    """Record -> image at its own size; the label, if there is one, is left alone.
+
+    Attributes:
+      spec: the dataset's channels.
+    """
+
+    spec: DatasetSpec
+
+    def __call__(self, record: Record) -> dict[str, Any]:
+        """Decodes one record.
+
+        Args:
+          record: `image` as encoded bytes, `name`.
+
+        Returns:
+          `image` uint8 (H, W, C), `name`.
+        """
+        name = record["name"]
+        image = decode_image(record["image"], name, channels=self.spec.channels)
+        return {"image": image, "name": name}

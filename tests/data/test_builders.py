@@ -60,7 +60,8 @@ def test_unknown_dataset_lists_the_choices(shapes):
     data_dir = shapes.directory.parent.parent
     with pytest.raises(
         ValueError,
-        match=r"unknown dataset 'shape'; generated: \['shapes'\], built in .*: \['shapes'\], or ",
+        match=r"unknown dataset 'shape'; benchmarks: \['ade20k', .*\], generated: \['shapes'\], "
+        r"built in .*: \['shapes'\], or ",
     ):
         open_dataset("shape", data_dir)
     with pytest.raises(ValueError, match="unknown dataset 'shape'"):
@@ -290,7 +291,7 @@ def break_ignored_class(root):
         (
             break_rgb_label,
             r"^annotations/train/a\.png: the label is an RGB image, but a single channel of class "
-            "ids is expected$",
+            "ids is expected; colours are no ids: ",
         ),
         (break_empty_split, r"^images/test: the split is empty; expected \.jpg, "),
         (break_unlabelled_split, r"^images/test/a\.jpg: no label annotations/test/a\.png$"),

@@ -128,7 +128,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         self, readers: Sequence[RecordReader]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         problems = []
-        for index, outcome in enumerate(in_threads(functools.partial(_checked, self.spec), readers)):
+        for index, outcome in enumerate(
+            in_threads(functools.partial(_checked, self.spec), readers)
+        ):
             if isinstance(outcome, DataError):
                 problems.append(str(outcome))
             elif not problems:

@@ -4,12 +4,10 @@ Archives are read in place and are not trusted: an entry that points elsewhere, 
 link or encrypted refuses the whole archive.
 """
 
-import contextlib
-import hashlib
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from segmenter_jax.data.specs import DataError
@@ -26,7 +24,8 @@ class SourceFiles:
 
     Args:
       source: a folder or a .zip file.
-      archives: names of archives whose content counts as content of the folder they lie in.
+      archives: names of archives whose content counts as content of the folder they lie in, but
+        for files that are unpacked there.
 
     Raises:
       DataError: there is no such source, or an archive is damaged or not to be trusted.
@@ -88,11 +87,6 @@ class SourceFiles:
         except Exception as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
 
-    def digest(self) -> str:
-        """SHA-256 over paths and sizes; equal for an archive and the same files unpacked."""
-        lines = "".join(f"{path}\t{self.size(path)}\n" for path in self.paths)
-        return hashlib.sha256(lines.encode()).hexdigest()
-
     def _add_folder(self) -> None:
         seen = set()
         # Datasets are often linked together from several disks.
@@ -116,7 +110,7 @@ class SourceFiles:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{path}: not a readable zip archive ({error})") from error
-        entries = archive.infolist()
+        entries, unpacked = archive.infolist(), set(self._places)
         if len(entries) > MAX_FILES:
             raise DataError(f"{path}: {len(entries)} entries, over the limit of {MAX_FILES}")
         for entry in entries:
@@ -129,8 +123,10 @@ class SourceFiles:
                 self._folders.add(str(name))
                 continue
             self._folders.update(str(parent) for parent in name.parents)
+            if str(name) in unpacked:
+                continue
             if str(name) in self._places:
-                raise DataError(f"{path}: {name} is there twice, or also outside of the archive")
+                raise DataError(f"{path}: {name} is there twice")
             self._places[str(name)] = (archive, entry)
 
 
@@ -151,12 +147,3 @@ def _distrust(entry: zipfile.ZipInfo) -> str | None:
     if entry.file_size > MAX_FILE_BYTES:
         return f"has {entry.file_size} bytes, over the limit of {MAX_FILE_BYTES}"
     return None
-
-
-@contextlib.contextmanager
-def collecting(problems: list[str]) -> Iterator[None]:
-    """Turns a `DataError` of the block into an entry of a list."""
-    try:
-        yield
-    except DataError as error:
-        problems.append(str(error))

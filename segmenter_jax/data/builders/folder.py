@@ -191,7 +191,7 @@ def _pair_split(files: SourceFiles, split: str, problems: list[str]) -> list[Pai
         problems.append(
             f"{labels[stem]}: no image images/{split}/{stem} with one of {_listed(IMAGE_SUFFIXES)}"
         )
-    for stem, label in sorted(labels.items()):
+    for _, label in sorted(labels.items()):
         if not label.lower().endswith(LABEL_SUFFIX):
             problems.append(f"{label}: labels must be PNG files{JPEG_LABEL}")
     return [
