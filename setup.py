@@ -21,7 +21,16 @@ setup(
     packages=find_packages(include=["segmenter_jax", "segmenter_jax.*"]),
     install_requires=(ROOT / "requirements.txt").read_text().split(),
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+        "test": [
+            "cityscapesscripts>=2.2.4",
+            "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "scikit-learn>=1.5",
+        ],
         "torch": ["torch>=2.4"],
     },
 )

@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.gelu = "exact"  # "tanh" in Google's ViT code, "exact" in the reference.
     config.model.dtype = "auto"  # Compute type: bfloat16 on TPU and GPU, float32 on CPU.
     config.model.attention = "auto"  # Implementation, see segmenter_jax/models/attention.py.
+    config.model.remat = False  # Recompute layers in the backward pass: less memory, more time.
 
     config.dataset = ml_collections.ConfigDict()
     config.dataset.name = "ade20k"  # See `python -m segmenter_jax.prepare_data list`.

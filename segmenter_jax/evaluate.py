@@ -1,4 +1,4 @@
-"""Evaluates a model on a split: predictions -> confusion matrix -> report.
+"""Evaluates a model, or the predictions of any tool, on a split.
 
 python -m segmenter_jax.evaluate MODEL --dataset NAME --data_dir DIR
 """
@@ -8,13 +8,11 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import cv2
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from segmenter_jax.checkpoints.model_dir import ModelDescription
@@ -31,9 +29,12 @@ from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.inference import SlidingWindow
 from segmenter_jax.metrics import SegmentationReport, confusion_matrix
 from segmenter_jax.models import Segmenter
-from segmenter_jax.predict import model_settings, read_model
-
-Example = Mapping[str, Any]
+from segmenter_jax.predictor import model_settings, read_model
+from segmenter_jax.scoring import Example, raw_ids, read_predictions, score
+from segmenter_jax.visualize import legend, overlay
+from segmenter_jax.visualize.figures import calibration_figure, confusion_figure
+from segmenter_jax.visualize.overlays import as_rgb
+from segmenter_jax.visualize.sheets import Entry, contact_sheet, stack
 
 
 def evaluate_split(
@@ -42,6 +43,9 @@ def evaluate_split(
     examples: Iterable[Example],
     spec: DatasetSpec,
     on_result: Callable[[Example, np.ndarray], None] | None = None,
+    *,
+    boundary: bool = False,
+    calibration: bool = False,
 ) -> SegmentationReport:
     """Predicts every example at its own size and counts.
 
@@ -53,51 +57,15 @@ def evaluate_split(
       examples: mappings with "image" uint8 (H, W, C) and "label" uint8 (H, W).
       spec: classes and ignored label.
       on_result: called with each example and its class ids (H, W).
+      boundary: also count boundaries, which takes longer.
+      calibration: also compare confidence and accuracy.
 
     Returns:
       The report of the whole split.
     """
-    # One row more: the number of images travels with the counts.
-    counts = np.zeros((spec.num_classes + 1, spec.num_classes), np.int64)
-    for example, maps in engine.predict(params, examples):
-        ids = maps["ids"]
-        counts[:-1] += confusion_matrix(example["label"], ids, spec.num_classes, spec.ignore_label)
-        counts[-1, 0] += 1
-        if on_result is not None:
-            on_result(example, ids)
-    counts = sum_over_processes(counts)
-    return SegmentationReport(
-        counts[:-1], spec.class_names, engine.settings.protocol(), int(counts[-1, 0])
-    )
-
-
-def sum_over_processes(counts: np.ndarray) -> np.ndarray:
-    """Sums an int64 array over all processes, exactly; every process gets the sum."""
-    if jax.process_count() == 1:
-        return counts
-    # JAX would cut 64-bit integers to 32 bits on the way; halves survive.
-    return join_halves(multihost_utils.process_allgather(split_halves(counts))).sum(axis=0)
-
-
-def split_halves(counts: np.ndarray) -> np.ndarray:
-    """Non-negative int64 (...) -> uint32 (2, ...): low and high half."""
-    return np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
-
-
-def join_halves(halves: np.ndarray) -> np.ndarray:
-    """Inverse of `split_halves` with a leading axis: uint32 (P, 2, ...) -> int64 (P, ...)."""
-    halves = np.asarray(halves).astype(np.int64)
-    return halves[:, 0] | (halves[:, 1] << 32)
-
-
-def raw_ids(ids: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """Class ids (H, W) -> the values that the dataset's own label files have, uint8 (H, W)."""
-    table = np.arange(256, dtype=np.uint8)
-    # The first raw value of a class stands for it.
-    for raw, trained in reversed(spec.label_map or ()):
-        if trained != spec.ignore_label:
-            table[trained] = raw
-    return cv2.LUT(ids.astype(np.uint8), table)
+    outputs = ("ids", "confidence") if calibration else ("ids",)
+    results = engine.predict(params, examples, outputs)
+    return score(results, spec, engine.settings.protocol(), on_result, boundary, calibration)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +82,62 @@ class _PredictionWriter:
             raise OSError(f"{path}: cannot be written")
 
 
+class _WorstImages:
+    """Keeps the images of the smallest mean IoU, as image, label and prediction side by side."""
+
+    def __init__(self, spec: DatasetSpec, count: int = 12, side: int = 240):
+        self._spec, self._count, self._side = spec, count, side
+        self._worst: list[tuple[float, Entry]] = []
+
+    def __call__(self, example: Example, ids: np.ndarray) -> None:
+        spec, label = self._spec, example["label"]
+        matrix = confusion_matrix(label, ids, spec.num_classes, spec.ignore_label)
+        mean_iou = SegmentationReport(matrix, spec.class_names, "", 1).mean_iou
+        if np.isnan(mean_iou):
+            return
+        if len(self._worst) == self._count and mean_iou >= self._worst[-1][0]:
+            return
+        # Kept small: all of them are in memory until the end.
+        scale = min(self._side / max(label.shape), 1)
+        size = tuple(max(round(s * scale), 1) for s in label.shape[::-1])
+        image = as_rgb(cv2.resize(example["image"], size).reshape(*size[::-1], -1))
+        small = (cv2.resize(m, size, interpolation=cv2.INTER_NEAREST) for m in (label, ids))
+        pictures = (image, *(overlay(image, m, spec.colors, 0.7) for m in small))
+        entry = Entry(pictures, f"mean IoU {100 * mean_iou:.1f}   {example['name']}")
+        self._worst = sorted([*self._worst, (mean_iou, entry)], key=lambda w: w[0])[: self._count]
+
+    def save(self, path: str) -> None:
+        """Writes the contact sheet, worst first."""
+        if not self._worst:
+            raise ValueError("no image has a labelled pixel, so none is the worst")
+        sheet = contact_sheet([entry for _, entry in self._worst], 2, self._side)
+        names = legend(
+            range(self._spec.num_classes),
+            self._spec.class_names,
+            self._spec.colors,
+            columns=max(1, sheet.width // 180),
+        )
+        stack([sheet, names]).save(path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="segmenter_jax.evaluate",
-        description="Evaluates a model on a split of a dataset, at the labels' own sizes. Classes "
-        "that occur in neither labels nor predictions are left out of the means.",
+        description="Evaluates a model, or PNG files of class ids that any tool made, on a split "
+        "of a dataset, at the labels' own sizes. Classes that occur in neither labels nor "
+        "predictions are left out of the means.",
     )
-    parser.add_argument("model", help="model directory, workdir of a run, or checkpoint")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("model", nargs="?", help="model directory, workdir of a run, or checkpoint")
+    what.add_argument(
+        "--predictions", metavar="DIR", help="folder of PNG files named after their images"
+    )
+    parser.add_argument(
+        "--prediction_ids",
+        choices=("original", "trained"),
+        default="original",
+        help="values in the PNG files: those of the dataset's own label files, or 0..K-1",
+    )
     parser.add_argument("--dataset", required=True, help="name of the dataset")
     parser.add_argument(
         "--data_dir", default="~/tensorflow_datasets", help="folder of built datasets"
@@ -129,12 +146,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="validation", help="default: %(default)s")
     add_protocol_flags(parser)
     parser.add_argument("--save_predictions", metavar="DIR", help="write class ids as PNG files")
+    parser.add_argument("--boundary_iou", action="store_true", help="also measure boundaries")
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="also measure the calibration error; draw confidence against accuracy (.png)",
+    )
+    parser.add_argument("--confusion", metavar="FILE", help="draw the confusion matrix (.png)")
+    parser.add_argument("--worst", metavar="FILE", help="contact sheet of the worst images (.png)")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the per-class table as CSV")
     return parser
 
 
-def _check_dataset(dataset: Dataset, description: ModelDescription, split: str) -> None:
+def _check_dataset(dataset: Dataset, description: ModelDescription) -> None:
     spec, model = dataset.spec, description.model
     if (spec.num_classes, spec.channels) != (model.num_classes, model.in_channels):
         raise ValueError(
@@ -154,35 +179,87 @@ def _check_dataset(dataset: Dataset, description: ModelDescription, split: str) 
             + ("; ..." if len(different) > 3 else ""),
             file=sys.stderr,
         )
-    if split not in dataset.splits:
-        raise ValueError(
-            f"dataset {dataset.name!r} has no split {split!r}; choose from {sorted(dataset.splits)}"
-        )
+
+
+def _evaluate_model(
+    arguments: argparse.Namespace,
+    model: tuple[ModelDescription, Any],
+    dataset: Dataset,
+    examples: Iterable[Example],
+    on_result: Callable[[Example, np.ndarray], None],
+) -> SegmentationReport:
+    description, params = model
+    settings = model_settings(description, **protocol_overrides(arguments))
+    _check_dataset(dataset, description)
+    engine = SlidingWindow(
+        Segmenter(description.model), settings, mean=description.mean, std=description.std
+    )
+    return evaluate_split(
+        engine,
+        params,
+        examples,
+        dataset.spec,
+        on_result,
+        boundary=arguments.boundary_iou,
+        calibration=arguments.calibration is not None,
+    )
+
+
+def _evaluate_predictions(
+    arguments: argparse.Namespace,
+    dataset: Dataset,
+    examples: Iterable[Example],
+    on_result: Callable[[Example, np.ndarray], None],
+) -> SegmentationReport:
+    if arguments.calibration:
+        raise ValueError("files of class ids have no confidence: no --calibration for them")
+    folder = pathlib.Path(arguments.predictions).expanduser()
+    trained = arguments.prediction_ids == "trained"
+    results = read_predictions(folder, examples, dataset.spec, trained)
+    protocol = f"predictions of {arguments.predictions}"
+    return score(results, dataset.spec, protocol, on_result, arguments.boundary_iou)
 
 
 def _command(arguments: argparse.Namespace) -> None:
     use_compilation_cache()
-    description, params = read_model(arguments.model)
-    settings = model_settings(description, **protocol_overrides(arguments))
+    # First what fails fast: building a dataset may take long.
+    model = read_model(arguments.model) if arguments.model else None
     dataset = build_dataset(arguments.dataset, arguments.data_dir, arguments.source)
-    _check_dataset(dataset, description, arguments.split)
-    engine = SlidingWindow(
-        Segmenter(description.model), settings, mean=description.mean, std=description.std
-    )
-    save = None
-    if arguments.save_predictions:
-        save = _PredictionWriter(
-            pathlib.Path(arguments.save_predictions).expanduser(), dataset.spec
-        )
     source = dataset.source(arguments.split)
-    transform = EvalTransform(dataset.spec)
-    with contextlib.closing(eval_examples(source, transform)) as examples:
+    listeners: list[Callable[[Example, np.ndarray], None]] = []
+    if arguments.save_predictions:
+        folder = pathlib.Path(arguments.save_predictions).expanduser()
+        listeners.append(_PredictionWriter(folder, dataset.spec))
+    worst = _WorstImages(dataset.spec)
+    if arguments.worst:
+        listeners.append(worst)
+
+    def on_result(example: Example, ids: np.ndarray) -> None:
+        for listener in listeners:
+            listener(example, ids)
+
+    with contextlib.closing(eval_examples(source, EvalTransform(dataset.spec))) as examples:
         counted = tqdm(examples, total=len(source), unit="image", disable=None)
-        report = evaluate_split(engine, params, counted, dataset.spec, save)
+        if model is None:
+            report = _evaluate_predictions(arguments, dataset, counted, on_result)
+        else:
+            report = _evaluate_model(arguments, model, dataset, counted, on_result)
     print(report.table())
+    _write_files(arguments, report)
+    if arguments.worst:
+        worst.save(arguments.worst)
+
+
+def _write_files(arguments: argparse.Namespace, report: SegmentationReport) -> None:
     for path, text in ((arguments.json, report.to_json), (arguments.csv, report.to_csv)):
         if path:
             pathlib.Path(path).expanduser().write_text(text(), encoding="utf-8")
+    if arguments.confusion:
+        title = f"mean IoU {100 * report.mean_iou:.2f} %, {report.num_images} images"
+        confusion_figure(report.matrix, report.classes, title).save(arguments.confusion)
+    if arguments.calibration:
+        title = f"calibration error {100 * report.calibration_error:.2f} %"
+        calibration_figure(*report.reliability(), title).save(arguments.calibration)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The training loop. Every side effect of training is here."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -88,8 +89,8 @@ class Progress:
         if len(self.pending) > MAX_STEPS_IN_FLIGHT:
             self.pending[-1 - MAX_STEPS_IN_FLIGHT]["loss"].block_until_ready()
 
-    def fetch(self) -> dict[str, float]:
-        """Means over the pending steps, the rate, and a fresh start.
+    def check_finite(self) -> list[dict[str, np.ndarray]]:
+        """Metrics of the pending steps, on the host.
 
         Raises:
           NonFiniteLossError: names the first step whose loss is not finite.
@@ -102,6 +103,11 @@ class Progress:
                     f"with learning rate {float(row['learning_rate']):.3g}; the checkpoint before "
                     "it is kept. A lower learning rate or optimizer.clip_norm may help"
                 )
+        return rows
+
+    def fetch(self) -> dict[str, float]:
+        """Means over the pending steps, the rate, and a fresh start; raises as `check_finite`."""
+        rows = self.check_finite()
         seconds = max(time.monotonic() - self.started - self.paused, 1e-9)
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         means["learning_rate"] = float(rows[-1]["learning_rate"])
@@ -255,7 +261,9 @@ class _Loop:
         return self.results
 
     def _write_metrics(self, bar: tqdm) -> None:
-        values = self._log_metrics()
+        values = self.progress.fetch()
+        values["images_per_second"] = values["steps_per_second"] * self.config.batch_size
+        self.log.scalars(self.step, {f"train/{k}": v for k, v in values.items()})
         bar.set_postfix(loss=f"{values['loss']:.3f}")
         remaining = (self.config.total_steps - self.step) / values["steps_per_second"]
         logger.info(
@@ -269,28 +277,22 @@ class _Loop:
             tqdm.format_interval(remaining),
         )
 
-    def _check_finite(self) -> None:
-        # Nothing may be written from parameters whose loss was never looked at.
-        if self.progress.pending:
-            self._log_metrics()
-
-    def _log_metrics(self) -> dict[str, float]:
-        values = self.progress.fetch()
-        values["images_per_second"] = values["steps_per_second"] * self.config.batch_size
-        self.log.scalars(self.step, {f"train/{k}": v for k, v in values.items()})
-        return values
+    @contextlib.contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Work that the rate of training leaves out, and that a diverged model never reaches."""
+        started = time.monotonic()
+        self.progress.check_finite()
+        yield
+        self.progress.paused += time.monotonic() - started
 
     def _evaluate(self) -> None:
-        started = time.monotonic()
-        self._check_finite()
-        self.results = self.validation.run(self.state.params, self.step)
-        self.progress.paused += time.monotonic() - started
+        with self._between_steps():
+            self.results = self.validation.run(self.state.params, self.step)
 
     def _save(self) -> None:
-        started = time.monotonic()
-        self._check_finite()
-        self.checkpoints.save(self.state, _data_position(self.experiment, self.step), self.step)
-        self.progress.paused += time.monotonic() - started
+        with self._between_steps():
+            position = _data_position(self.experiment, self.step)
+            self.checkpoints.save(self.state, position, self.step)
 
     def close(self) -> None:
         """Waits for background writes."""

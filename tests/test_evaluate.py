@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter_jax import evaluate
+from segmenter_jax import evaluate, scoring
 from segmenter_jax.data.datasets import build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.inference import InferenceSettings, SlidingWindow
 from segmenter_jax.metrics import confusion_matrix
-from segmenter_jax.predict import load
+from segmenter_jax.predictor import load
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 
 # Values in the label files: trained ids 0..6 are stored as 10..16, 0 is ignored.
@@ -93,7 +93,7 @@ def test_exactly_the_pixels_that_are_not_ignored_are_counted(dataset, model_dir,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--split", "test"], "no split 'test'; choose from ['train', 'validation']"),
+        (["--split", "test"], "no split 'test'; available: ['train', 'validation']"),
         (["--window", "32", "--stride", "33"], "got stride=33, window=32"),
         (["--dataset", "other"], "unknown dataset 'other'"),
     ],
@@ -123,10 +123,10 @@ def test_usage_errors_leave_with_code_2(model_dir):
 
 def test_halves_carry_64_bit_counts():
     counts = np.array([[0, 1], [2**32 - 1, 2**32], [2**33 + 5, 2**62 + 3]], np.int64)
-    halves = evaluate.split_halves(counts)
+    halves = scoring.split_halves(counts)
     assert halves.dtype == np.uint32
-    np.testing.assert_array_equal(evaluate.join_halves(np.stack([halves, halves]))[1], counts)
-    np.testing.assert_array_equal(evaluate.sum_over_processes(counts), counts)
+    np.testing.assert_array_equal(scoring.join_halves(np.stack([halves, halves]))[1], counts)
+    np.testing.assert_array_equal(scoring.sum_over_processes(counts), counts)
 
 
 def test_results_are_handed_out_as_they_are_counted(model_dir):
@@ -151,3 +151,64 @@ def test_empty_splits_give_an_empty_report(model_dir):
     spec = DatasetSpec("toy", CLASSES, COLORS)
     report = evaluate.evaluate_split(engine, predictor.params, [], spec)
     assert report.num_images == 0 and np.isnan(report.mean_iou)
+
+
+def score_files(dataset, folder, *flags):
+    data_dir = dataset.directory.parents[1]
+    arguments = ["--predictions", folder, "--dataset", "streets", "--data_dir", data_dir, *flags]
+    return evaluate.main([str(a) for a in arguments])
+
+
+def test_saved_predictions_score_as_the_model_that_made_them(model_dir, dataset, tmp_path, capsys):
+    folder, reports = tmp_path / "predictions", [tmp_path / "1.json", tmp_path / "2.json"]
+    flags = ("--boundary_iou", "--json")
+    assert run(model_dir, dataset, "--save_predictions", folder, *flags, reports[0]) == 0
+    assert score_files(dataset, folder, *flags, reports[1]) == 0
+    assert f"predictions of {folder}" in capsys.readouterr().out
+    made, scored = (json.loads(path.read_text()) for path in reports)
+    assert scored.pop("protocol") != made.pop("protocol")
+    assert scored == made and 0 < made["mean_boundary_iou"] < 1
+
+
+def test_predictions_may_hold_trained_ids(model_dir, dataset, tmp_path, capsys):
+    folder, reports = tmp_path / "predictions", [tmp_path / "1.json", tmp_path / "2.json"]
+    assert run(model_dir, dataset, "--save_predictions", folder, "--json", reports[0]) == 0
+    for path in folder.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) - np.uint8(10)).save(path)
+    assert score_files(dataset, folder) == 1
+    assert "label value" in capsys.readouterr().err
+    flags = ("--prediction_ids", "trained", "--json", reports[1])
+    assert score_files(dataset, folder, *flags) == 0
+    first, second = (json.loads(path.read_text()) for path in reports)
+    assert first["confusion_matrix"] == second["confusion_matrix"]
+
+
+def test_predictions_that_are_missing_of_other_size_or_no_class_are_named(
+    model_dir, dataset, tmp_path, capsys
+):
+    folder = tmp_path / "predictions"
+    assert run(model_dir, dataset, "--save_predictions", folder) == 0
+    path = sorted(folder.rglob("*.png"))[0]
+    ids = np.asarray(Image.open(path))
+    for wrong, message in (
+        (ids[1:], "differ in size"),
+        (np.zeros_like(ids), "labelled pixels have no class"),
+        (None, "no such file (prediction for"),
+    ):
+        path.unlink()
+        if wrong is not None:
+            Image.fromarray(wrong).save(path)
+        assert score_files(dataset, folder) == 1
+        printed = capsys.readouterr().err
+        assert str(path) in printed and message in printed
+    assert score_files(dataset, folder, "--calibration", tmp_path / "c.png") == 1
+    assert "have no confidence" in capsys.readouterr().err
+
+
+def test_pictures_of_an_evaluation_are_drawn(model_dir, dataset, tmp_path, capsys):
+    files = {kind: tmp_path / f"{kind}.png" for kind in ("confusion", "calibration", "worst")}
+    flags = [flag for kind, path in files.items() for flag in (f"--{kind}", path)]
+    assert run(model_dir, dataset, *flags) == 0
+    assert "calibration error" in capsys.readouterr().out
+    for path in files.values():
+        assert min(Image.open(path).size) > 200

@@ -1,6 +1,5 @@
 """The sliding-window engine: golden values, the definition, compile counts, order."""
 
-import contextlib
 import dataclasses
 
 import jax
@@ -11,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segmenter_jax.inference import InferenceSettings, Request, SlidingWindow
+from segmenter_jax.merging import OUTPUTS
 from segmenter_jax.models import Segmenter
 from segmenter_jax.windows import scaled_image, window_anchors
+from tests.compilations import compilations
 from tests.golden_params import NAMES, golden_config, golden_params
 
 # Golden images are normalised already; with these values normalisation changes nothing.
@@ -22,22 +23,6 @@ VIT = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 def one_device():
     return jax.local_devices()[:1]
-
-
-@contextlib.contextmanager
-def compilations():
-    """Counts the programs that XLA compiles in a block."""
-    counted = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            counted.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield counted
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -178,7 +163,8 @@ def test_twenty_sizes_compile_a_handful_of_programs_and_new_parameters_none(tiny
     with compilations() as compiled:
         for _ in engine.predict(params, random_images(20)):
             pass
-    assert len(compiled) <= 4
+    # The forward pass for bytes, that for floats of enlarged images, and the tail.
+    assert len(compiled) <= 3
     halved = jax.tree.map(lambda leaf: leaf / 2, params)
     with compilations() as compiled:
         for _ in engine.predict(halved, random_images(5, seed=1)):
@@ -195,7 +181,22 @@ def test_multi_scale_with_flip_compiles_a_handful_of_programs(tiny):
     with compilations() as compiled:
         for _ in engine.predict(params, random_images(6)):
             pass
-    assert len(compiled) <= 4
+    # The forward pass for bytes, that for floats of enlarged images, and the tail.
+    assert len(compiled) <= 3
+
+
+def test_confidence_entropy_and_best_classes_are_those_of_the_probabilities(tiny):
+    model, params = tiny
+    options = InferenceSettings(64, 48, scales=(0.75, 1.0), batch_size=4)
+    engine = SlidingWindow(model, options, devices=one_device(), **VIT)
+    for _, maps in engine.predict(params, random_images(2), OUTPUTS, top_k=3):
+        probs = maps["probs"]
+        order = np.argsort(-probs, axis=-1, kind="stable")[..., :3]
+        np.testing.assert_array_equal(maps["top_ids"], order)
+        np.testing.assert_array_equal(maps["top_probs"], np.take_along_axis(probs, order, -1))
+        np.testing.assert_array_equal(maps["ids"], order[..., 0])
+        np.testing.assert_array_equal(maps["confidence"], probs.max(-1))
+        np.testing.assert_allclose(maps["entropy"], -(probs * np.log(probs)).sum(-1), atol=1e-5)
 
 
 def test_ids_alone_equal_ids_beside_probabilities(tiny):
@@ -252,6 +253,8 @@ def test_wrong_images_and_outputs_are_refused(tiny):
     engine = SlidingWindow(model, InferenceSettings(64, 64), devices=one_device(), **VIT)
     with pytest.raises(ValueError, match=r"unknown outputs \['logits'\]; choose from \('ids', "):
         engine.predict(params, [], ("logits",))
+    with pytest.raises(ValueError, match=r"top_k must be in 1\.\.7 \(classes.*\), got 8"):
+        engine.predict(params, [], ("top_ids",), top_k=8)
     with pytest.raises(ValueError, match=r"image must be \(H, W, 3\) .* got \(70, 70, 4\)"):
         next(engine.predict(params, [{"image": np.zeros((70, 70, 4), np.uint8)}]))
 

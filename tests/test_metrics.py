@@ -8,7 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from segmenter_jax.metrics import SegmentationReport, confusion_matrix
+from segmenter_jax.metrics import (
+    SegmentationReport,
+    boundary_counts,
+    calibration_counts,
+    confusion_matrix,
+)
 
 LABEL = np.array([[0, 0, 1], [1, 255, 3]], np.uint8)
 PREDICTION = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
@@ -105,3 +110,52 @@ def test_json_and_csv_hold_the_same_rows(report):
 def test_matrix_of_another_number_of_classes_is_refused():
     with pytest.raises(ValueError, match=r"matrix \(2, 2\) is not for 4 classes"):
         SegmentationReport(np.zeros((2, 2)), CLASSES, "", 1)
+
+
+def test_boundary_regions_are_the_outer_ring_of_a_class():
+    # A diagonal of 28 pixels: boundaries are 1 pixel wide.
+    label = np.zeros((20, 20), np.uint8)
+    label[5:15, 5:15] = 1
+    found = boundary_counts(label, label, 3, 255)
+    ring = 10 * 10 - 8 * 8
+    outer, inner = 20 * 20 - 18 * 18, 12 * 12 - 10 * 10
+    np.testing.assert_array_equal(found, [[outer + inner, ring, 0]] * 2)
+
+
+def test_boundary_iou_sees_a_shift_that_the_iou_hardly_does():
+    label, shifted = np.zeros((2, 20, 20), np.uint8)
+    label[:, :10], shifted[:, :11] = 1, 1
+    counts = boundary_counts(label, shifted, 2, 255)
+    matrix = confusion_matrix(label, shifted, 2, 255)
+    report = SegmentationReport(matrix, ("a", "b"), "", 1, boundary=counts)
+    assert report.iou[1] == pytest.approx(10 / 11)
+    # Class b, label: ring of 20 x 10; shifted: ring of 20 x 11. Common: three sides of the former.
+    common = 10 + 10 + 18 + 0
+    assert counts[0, 1] == common
+    assert counts[1, 1] == (20 * 10 - 18 * 8) + (20 * 11 - 18 * 9) - common
+    assert report.totals()["mean_boundary_iou"] == pytest.approx(report.boundary_iou.mean())
+    assert "boundary IoU" in report.table().splitlines()[0]
+    assert "mean boundary IoU" in report.summary()
+
+
+def test_ignored_pixels_have_no_boundaries():
+    label, prediction = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    label[:, 0], prediction[:, 0] = 255, 1
+    counts = boundary_counts(label, prediction, 2, 255)
+    assert counts[:, 1].tolist() == [0, 0]
+
+
+def test_calibration_error_is_the_mean_gap_between_confidence_and_accuracy():
+    label = np.array([[0, 0, 1, 1, 255]])
+    ids = np.array([[0, 1, 1, 1, 0]])
+    confidence = np.array([[0.9, 0.9, 0.5, 0.5, 1.0]], np.float32)
+    counts = calibration_counts(label, ids, confidence, 255)
+    assert counts.dtype == np.int64 and counts[0].sum() == 4
+    matrix = confusion_matrix(label, ids, 2, 255)
+    report = SegmentationReport(matrix, ("a", "b"), "", 1, calibration=counts)
+    # Half right at 0.9, all right at 0.5.
+    assert report.calibration_error == pytest.approx((0.4 + 0.5) / 2, abs=1e-6)
+    confidences, accuracies, share = report.reliability()
+    assert confidences[13] == pytest.approx(0.9) and accuracies[13] == 0.5 and share[13] == 0.5
+    assert np.isnan(confidences[0])
+    assert json.loads(report.to_json())["reliability"][7]["accuracy"] == 1.0

@@ -12,6 +12,7 @@ from PIL import Image
 
 import segmenter_jax
 from segmenter_jax import predict
+from segmenter_jax.video import VideoWriter, read_frames, video_info
 from segmenter_jax.visualize import overlay
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 
@@ -143,7 +144,7 @@ def test_folders_are_mirrored_and_a_bad_file_is_reported_and_skipped(
     printed = capsys.readouterr()
     assert code == 1
     assert "broken.jpg" in printed.err and "Traceback" not in printed.err
-    assert "2 of 3 images segmented" in printed.out
+    assert "2 of 3 files segmented" in printed.out
     assert "window 64, stride 48, base 64, scales 1, flip no" in printed.out
     written = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert written == {
@@ -226,4 +227,99 @@ def test_module_runs_as_a_command():
         check=True,
         cwd=pathlib.Path(predict.__file__).parents[1],
     )
-    assert "Segments pictures" in result.stdout
+    assert "Segments pictures and videos" in result.stdout
+
+
+def test_patterns_are_mirrored_below_their_fixed_part(tmp_path, monkeypatch):
+    for name in ("a/x.png", "a/b/y.jpg", "a/b/.hidden.jpg", "a/b/z.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    planned = predict.planned_outputs(["a/**/*"])
+    assert {str(p): str(s) for p, s in planned.items()} == {"a/x.png": "x", "a/b/y.jpg": "b/y"}
+    with pytest.raises(ValueError, match=r"a/\*\.gif: no pictures match"):
+        predict.planned_outputs(["a/*.gif"])
+
+
+def test_finished_results_are_kept_unless_they_are_to_be_overwritten(
+    model_dir, folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert run(model_dir, folder / "a.png", "-o", out) == 0
+    kept = out / "ids" / "a.png"
+    kept.write_bytes(b"finished")
+    assert run(model_dir, folder, "-o", out) == 1
+    assert "1 of 2 files segmented into" in (printed := capsys.readouterr().out)
+    assert "1 were there already" in printed
+    assert kept.read_bytes() == b"finished"
+    # A result is missing: all are made again.
+    (out / "overlay" / "a.jpg").unlink()
+    assert run(model_dir, folder / "a.png", "-o", out) == 0
+    assert kept.read_bytes() != b"finished"
+    kept.write_bytes(b"finished")
+    assert run(model_dir, folder / "a.png", "-o", out, "--overwrite") == 0
+    assert kept.read_bytes() != b"finished"
+
+
+def test_confidence_and_best_classes_are_those_of_the_probabilities(
+    model_dir, predictor, folder, tmp_path
+):
+    image = folder / "a.png"
+    probs = predictor.predict_probs(image)
+    maps = predictor.predict_maps(image, ("confidence", "top_ids"), top_k=2)
+    np.testing.assert_array_equal(maps["confidence"], probs.max(-1))
+    np.testing.assert_array_equal(maps["top_ids"], np.argsort(-probs, -1, kind="stable")[..., :2])
+    assert maps["top_ids"].dtype == np.int32
+    assert run(model_dir, image, "-o", tmp_path / "out", "--save", "confidence") == 0
+    written = np.asarray(Image.open(tmp_path / "out" / "confidence" / "a.png"))
+    np.testing.assert_array_equal(written, np.rint(probs.max(-1) * 255))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """60 frames of a picture that moves."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    wide = picture(48, 190, 4)
+    with VideoWriter(path, 30.0) as writer:
+        for i in range(60):
+            writer.write(wide[:, 2 * i : 2 * i + 70])
+    return path
+
+
+def test_videos_come_out_with_their_length_size_and_rate(model_dir, predictor, clip, tmp_path):
+    out = tmp_path / "out"
+    assert run(model_dir, clip, "-o", out, "--native") == 0
+    info = video_info(out / "overlay" / "clip.mp4")
+    assert info.num_frames == 60 and info.frame_rate == pytest.approx(30)
+    painted = list(read_frames(out / "overlay" / "clip.mp4"))
+    assert [f.shape for f in painted] == [(48, 70, 3)] * 60
+    names = sorted(p.name for p in (out / "ids" / "clip").iterdir())
+    assert names == [f"{i:06d}.png" for i in range(60)]
+    frame = list(read_frames(clip))[37]
+    ids = np.asarray(Image.open(out / "ids" / "clip" / "000037.png"))
+    np.testing.assert_array_equal(ids, predictor.predict(frame, base_size=None))
+    expected = overlay(frame, ids, COLORS)
+    assert np.abs(painted[37].astype(int) - expected).mean() < 12
+
+
+def test_videos_are_skipped_when_finished_or_bad_and_become_gifs_when_asked(
+    model_dir, tmp_path, capsys
+):
+    folder, out = tmp_path / "clips", tmp_path / "out"
+    folder.mkdir()
+    with VideoWriter(folder / "short.gif", 5.0) as writer:
+        for seed in (1, 2, 3):
+            writer.write(picture(40, 50, seed))
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    arguments = (model_dir, folder, "-o", out, "--save", "overlay")
+    assert run(*arguments) == 1
+    printed = capsys.readouterr()
+    assert "broken.mp4: not a readable video" in printed.err
+    assert "1 of 2 files segmented" in printed.out
+    assert [p.name for p in (out / "overlay").iterdir()] == ["short.gif"]
+    info = video_info(out / "overlay" / "short.gif")
+    assert info.num_frames == 3 and info.frame_rate == pytest.approx(5)
+    assert run(*arguments) == 1
+    assert "0 of 1 files segmented" in capsys.readouterr().out
+    assert run(model_dir, folder / "short.gif", "-o", out, "--video", ".mp4") == 0
+    assert video_info(out / "overlay" / "short.mp4").num_frames == 3

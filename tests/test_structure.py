@@ -13,12 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     # Leaves.
     ("resampling", "command", "logging", "metrics", "optim", "sharding", "visualize"),
-    ("data.specs", "data.class_tables"),
-    ("losses", "models", "data", "windows", "merging"),
+    ("binary_metrics", "data.specs", "data.class_tables"),
+    ("losses", "models", "data", "windows", "merging", "video", "scoring"),
     ("inference", "checkpoints", "train_step"),
-    ("experiment", "convert", "predict"),
-    ("evaluate",),
-    ("validation", "export"),
+    ("experiment", "convert", "predictor", "predict"),
+    ("evaluate", "attention_maps"),
+    ("validation", "export", "visualize.__main__"),
     ("train", "benchmark", "prepare_data"),
     ("main",),
 )

@@ -76,6 +76,12 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
     return image, label
 
 
+def _nearest(length: int, resized: int) -> np.ndarray:
+    """Pixel of the original that each of a resized axis shows, as OpenCV's nearest has it."""
+    positions = np.arange(resized) * (1.0 / (resized / length))
+    return np.minimum(positions.astype(np.intp), length - 1)
+
+
 def resize_crop(
     image: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]
 ) -> np.ndarray:
@@ -168,29 +174,32 @@ class TrainTransform:
         image, label = decode_record(record, self.spec)
         factor = rng.uniform(*self.scale_range)
         size = rescaled_size(*label.shape, self.base_size, self.aspect_bound, factor)
-        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-        box = self._draw_box(label, rng)
-        top, left, height, width = box
+        box, label = self._draw_crop(label, size, rng)
         image = resize_crop(image, size, box)
-        label = label[top : top + height, left : left + width]
         if rng.random() < self.flip_prob:
-            image, label = image[:, ::-1], label[:, ::-1]
+            # Copying a view with reversed columns takes OpenCV's time tenfold.
+            image, label = cv2.flip(image, 1).reshape(image.shape), cv2.flip(label, 1)
         return self._pad(image, label)
 
-    def _draw_box(self, label: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        height, width = (min(side, self.crop_size) for side in label.shape)
+    def _draw_crop(
+        self, label: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[tuple[int, int, int, int], np.ndarray]:
+        """Box of a crop in the resized image, see `resize_crop`, and the label there."""
+        height, width = (min(side, self.crop_size) for side in size)
+        rows, columns = (_nearest(*sides) for sides in zip(label.shape, size, strict=True))
         for _ in range(1 + _CROP_REDRAWS):
-            top = int(rng.integers(label.shape[0] - height + 1))
-            left = int(rng.integers(label.shape[1] - width + 1))
-            if self._accepts(label[top : top + height, left : left + width]):
+            top = int(rng.integers(size[0] - height + 1))
+            left = int(rng.integers(size[1] - width + 1))
+            crop = label[rows[top : top + height]].take(columns[left : left + width], axis=1)
+            if self._accepts(crop):
                 break
-        return top, left, height, width
+        return (top, left, height, width), crop
 
     def _accepts(self, label: np.ndarray) -> bool:
         if self.category_max_ratio == 1:
             return True
-        counts = np.bincount(label.ravel(), minlength=self.spec.num_classes)
-        counts = counts[: self.spec.num_classes]
+        # Exact in its float32 up to crops of 4096 pixels, and faster than NumPy's counting.
+        counts = cv2.calcHist([label], [0], None, [256], [0, 256])[: self.spec.num_classes]
         # Strictly below, as in the reference.
         return np.count_nonzero(counts) > 1 and bool(
             counts.max() < self.category_max_ratio * counts.sum()
@@ -198,6 +207,12 @@ class TrainTransform:
 
     def _pad(self, image: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
         height, width = label.shape
+        if height == width == self.crop_size:
+            return {
+                "image": np.ascontiguousarray(image),
+                "label": np.ascontiguousarray(label),
+                "valid_size": np.array([height, width], np.int32),
+            }
         padded_image = np.zeros((self.crop_size, self.crop_size, image.shape[2]), np.uint8)
         padded_image[:height, :width] = image
         padded_label = np.full((self.crop_size, self.crop_size), self.spec.ignore_label, np.uint8)

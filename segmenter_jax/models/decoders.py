@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from segmenter_jax.models.vit import Block, Gelu
+from segmenter_jax.models.vit import Gelu, block_class
 
 _dense_init = initializers.truncated_normal(0.02)
 
@@ -47,6 +47,7 @@ class MaskTransformerDecoder(nn.Module):
     gelu: Gelu
     attention: str
     dtype: jnp.dtype
+    remat: bool = False
 
     @nn.compact
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
@@ -57,7 +58,7 @@ class MaskTransformerDecoder(nn.Module):
         classes = jnp.broadcast_to(classes, (batch, self.num_classes, width)).astype(x.dtype)
         x = jnp.concatenate([x, classes], axis=1)
         for i in range(self.depth):
-            x = Block(
+            x = block_class(self.remat)(
                 self.num_heads,
                 self.mlp_dim,
                 self.dropout_rate,

@@ -47,6 +47,7 @@ class SegmenterConfig:
         reference Segmenter's 1e-5 and "exact".
       dtype: compute type; parameters, statistics, softmax, logits and loss are always float32.
       attention: implementation, see `models.attention`.
+      remat: recompute each layer in the backward pass: less memory, more time, same results.
     """
 
     num_classes: int
@@ -68,6 +69,7 @@ class SegmenterConfig:
     gelu: Gelu = "exact"
     dtype: str = "float32"
     attention: str = "auto"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
@@ -152,6 +154,7 @@ class Segmenter(nn.Module):
             "gelu": c.gelu,
             "attention": c.attention,
             "dtype": dtype,
+            "remat": c.remat,
         }
         self.encoder = VisionTransformer(
             width=c.width,

@@ -177,6 +177,11 @@ class Block(nn.Module):
         return x + drop_path(y, deterministic)
 
 
+def block_class(remat: bool) -> type[Block]:
+    """`Block`, or one that recomputes its activations in the backward pass; same parameters."""
+    return nn.remat(Block, static_argnums=(2,)) if remat else Block
+
+
 def resize_position_embedding(
     embedding: jax.Array,
     num_extra: int,
@@ -229,6 +234,7 @@ class VisionTransformer(nn.Module):
     gelu: Gelu
     attention: str
     dtype: jnp.dtype
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, deterministic: bool) -> jax.Array:
@@ -266,7 +272,7 @@ class VisionTransformer(nn.Module):
         x = Dropout(self.dropout_rate)(x, deterministic)
 
         for i in range(self.depth):
-            x = Block(
+            x = block_class(self.remat)(
                 self.num_heads,
                 self.mlp_dim,
                 self.dropout_rate,

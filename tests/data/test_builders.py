@@ -327,3 +327,24 @@ def test_all_problems_are_reported_at_once(folder, tmp_path):
 def test_missing_source_folder(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder"):
         build_dataset("toyset", tmp_path / "data", tmp_path / "nowhere")
+
+
+def test_folder_in_an_archive(folder, tmp_path):
+    archive = shutil.make_archive(tmp_path / "toyset", "zip", folder)
+    dataset = build_dataset("toyset", tmp_path / "data", archive)
+    assert dataset.splits == {"train": 3, "val": 2}
+    assert open_dataset("toyset", tmp_path / "data", folder) == dataset
+    write_label(folder / "annotations/train/a.png", np.ones((12, 16), np.uint8))
+    archive = shutil.make_archive(tmp_path / "changed", "zip", folder)
+    with pytest.raises(DataError, match=r"differs: annotations/train/a\.png was changed"):
+        open_dataset("toyset", tmp_path / "data", archive)
+
+
+def test_linked_folders_are_followed_and_loops_are_not(folder, tmp_path):
+    (folder / "images/train").rename(tmp_path / "elsewhere")
+    (folder / "images/train").symlink_to(tmp_path / "elsewhere")
+    for kind in ("images", "annotations"):
+        (folder / kind / "again").symlink_to(folder / kind / "val")
+    (folder / "images/val/loop").symlink_to(folder)
+    dataset = build_dataset("toyset", tmp_path / "data", folder)
+    assert dataset.splits == {"again": 2, "train": 3, "val": 2}

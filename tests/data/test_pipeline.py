@@ -57,7 +57,7 @@ def test_threads_and_prefetch_do_not_matter(options):
     assert_equal(take(12), take(12, **options))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_do_not_matter(num_workers):
     assert_equal(take(7, start_step=2), take(7, start_step=2, num_workers=num_workers))
 

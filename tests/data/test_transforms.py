@@ -229,3 +229,19 @@ def test_refuses_settings(fields, message, three_classes):
     good = {"crop_size": 32, "base_size": 64, "aspect_bound": 4.0}
     with pytest.raises(ValueError, match=message):
         TrainTransform(three_classes, **{**good, **fields})
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 90), st.integers(2, 90), st.floats(0.5, 2.0), st.integers(0, 99))
+def test_labels_are_resized_as_opencv_does(height, width, factor, seed):
+    ids = np.random.default_rng(seed).integers(0, 240, (height, width)).astype(np.uint8)
+    record = {"image": encode(noise(height, width)), "label": encode(ids), "name": "x"}
+    transform = TrainTransform(
+        grid_spec(), 400, 64, 4.0, scale_range=(factor, factor), category_max_ratio=1, flip_prob=0
+    )
+    example = transform(record, np.random.default_rng(seed))
+    rows, columns = example["valid_size"]
+    expected = cv2.resize(ids, (int(columns), int(rows)), interpolation=cv2.INTER_NEAREST)
+    # A side longer than the crop is cut; the other is whole.
+    if max(rescaled_size(height, width, 64, 4.0, factor)) <= 400:
+        np.testing.assert_array_equal(example["label"][:rows, :columns], expected)

@@ -88,14 +88,11 @@ class SourceFiles:
             raise DataError(f"{path}: cannot be read ({error})") from error
 
     def _add_folder(self) -> None:
-        seen = set()
         # Datasets are often linked together from several disks.
         for folder, subfolders, names in os.walk(self.root, followlinks=True):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+            if os.path.islink(folder) and _contains(Path(folder).resolve(), Path(folder).parent):
                 subfolders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
             subfolders[:] = sorted(name for name in subfolders if not _is_hidden(name))
             relative = PurePosixPath(os.path.relpath(folder, self.root))
             self._folders.add(str(relative))
@@ -128,6 +125,10 @@ class SourceFiles:
             if str(name) in self._places:
                 raise DataError(f"{path}: {name} is there twice")
             self._places[str(name)] = (archive, entry)
+
+
+def _contains(folder: Path, other: Path) -> bool:
+    return other.resolve().is_relative_to(folder)
 
 
 def _is_hidden(name: str) -> bool:

@@ -130,7 +130,7 @@ def find_pairs(files: SourceFiles) -> tuple[dict[str, list[Pair]], list[str]]:
       For every split, pairs (image, label) sorted by stem; and one message for every folder that is
       missing, split that is empty and file that is unpaired.
     """
-    problems = source_traps(files.paths)
+    problems: list[str] = []
     splits: set[str] = set()
     for kind in ("images", "annotations"):
         if kind not in files.folders:
@@ -140,10 +140,13 @@ def find_pairs(files: SourceFiles) -> tuple[dict[str, list[Pair]], list[str]]:
             for path in files.folders
             if str(PurePosixPath(path).parent) == kind
         }
-    if not splits and not problems:
+    if problems:
+        return {}, problems
+    if not splits:
         problems.append(
             f"{files.root / 'images'}: no split; expected subfolders such as train and val"
         )
+    problems += source_traps(files.paths)
     return {split: _pair_split(files, split, problems) for split in sorted(splits)}, problems
 
 

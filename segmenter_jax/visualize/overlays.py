@@ -28,6 +28,11 @@ def colorize(ids: np.ndarray, colors: Colors) -> np.ndarray:
     return table[np.minimum(ids, len(colors))]
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """What to show of an image (H, W, C): its first three channels, or the only one as grey."""
+    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+
+
 def overlay(image: np.ndarray, ids: np.ndarray, colors: Colors, alpha: float = 0.5) -> np.ndarray:
     """Blends class colours over an image; pixels of no class keep the image.
 
@@ -47,7 +52,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, colors: Colors, alpha: float = 0
         raise ValueError(f"image {image.shape[:2]} and ids {ids.shape} differ in size")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in 0..1, got {alpha}")
-    base = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    base = as_rgb(image)
     blended = base * np.float32(1 - alpha) + colorize(ids, colors) * np.float32(alpha)
     is_class = (ids < len(colors))[..., None]
     return np.where(is_class, np.rint(blended).astype(np.uint8), base)
@@ -58,6 +63,11 @@ def palette_image(ids: np.ndarray, colors: Colors) -> Image.Image:
     picture = Image.fromarray(ids.astype(np.uint8), mode="L")
     picture.putpalette(np.asarray(colors[:256], np.uint8).tobytes())
     return picture
+
+
+def grey_image(values: np.ndarray, largest: float = 1.0) -> Image.Image:
+    """Values (H, W) in 0..`largest` as a grey picture, black to white."""
+    return Image.fromarray(np.rint(np.clip(values / largest, 0, 1) * 255).astype(np.uint8))
 
 
 def legend(

@@ -1,0 +1,1 @@
+"""Throughput, memory and work of every hot path: `python -m segmenter_jax.benchmark --help`."""

@@ -1,0 +1,143 @@
+"""Command line of the benchmarks."""
+
+import argparse
+from collections.abc import Sequence
+
+import jax
+
+from segmenter_jax.benchmark import flops, kernels, network
+from segmenter_jax.benchmark.measure import environment
+from segmenter_jax.benchmark.report import publish
+from segmenter_jax.command import run_command, scale_list, use_compilation_cache
+from segmenter_jax.losses import Implementation
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.attention import IMPLEMENTATIONS
+from segmenter_jax.models.segmenter import DTYPES
+
+SUBJECTS = {
+    "step": network.benchmark_step,
+    "infer": network.benchmark_infer,
+    "evaluate": network.benchmark_evaluate,
+    "loader": network.benchmark_loader,
+    "attention": kernels.benchmark_attention,
+    "loss": kernels.benchmark_loss,
+}
+
+_HELP = {
+    "step": "the training step on a batch that stays on the device",
+    "infer": "images to class ids, by sliding windows",
+    "evaluate": "a split of a dataset to its report",
+    "loader": "the data loader alone, and the training step fed by it",
+    "attention": "every attention implementation at the encoder's shape",
+    "loss": "the fused and the plain loss at the model's shape",
+}
+
+
+def _common() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    model = parser.add_argument_group("model")
+    model.add_argument("--variant", default="Ti/16", help="Ti, S, B or L, and the patch size")
+    model.add_argument("--size", type=int, default=512, help="side of crop and window, in pixels")
+    model.add_argument("--classes", type=int, default=150)
+    model.add_argument("--decoder", choices=("mask", "linear"), default="mask")
+    for name in ("width", "depth", "num_heads"):
+        model.add_argument(f"--{name}", type=int, help="replaces the variant's")
+    model.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
+    model.add_argument("--attention", choices=IMPLEMENTATIONS, default="auto")
+    model.add_argument(
+        "--remat", action="store_true", help="recompute each layer in the backward pass"
+    )
+    how = parser.add_argument_group("measurement")
+    how.add_argument("--batch_size", type=int, default=8, help="over all devices")
+    how.add_argument("--devices", type=int, help="number of devices; all by default")
+    how.add_argument("--steps", type=int, default=20, help="timed steps")
+    how.add_argument("--warmup", type=int, default=3, help="untimed steps before them")
+    how.add_argument("--peak_tflops", type=float, help="of one device, for the MFU")
+    how.add_argument("--json", help="append the result's JSON line to this file")
+    how.add_argument("--compare", help="show the last result of this file beside this one")
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m segmenter_jax.benchmark", description="Measures the hot paths."
+    )
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    parsers = {
+        name: subjects.add_parser(name, parents=[_common()], help=text, description=text)
+        for name, text in _HELP.items()
+    }
+    for name in ("step", "infer", "evaluate"):
+        parsers[name].add_argument("--profile", help="write a profiler trace to this folder")
+    for name in ("step", "loader"):
+        p = parsers[name]
+        p.add_argument("--loss", choices=Implementation.__args__, default="fused")
+        p.add_argument("--grad_accum_steps", type=int, default=1)
+        p.add_argument("--fsdp", type=int, default=1, help="pieces that parameters are cut into")
+        p.add_argument(
+            "--photometric", action="store_true", help="with the colour augmentation of training"
+        )
+    for name in ("infer", "evaluate"):
+        p = parsers[name]
+        p.add_argument("--stride", type=int, help="of the windows, in pixels; their side if absent")
+        p.add_argument("--scales", type=scale_list, default=(1.0,), help="for example 0.5,1,1.5")
+        p.add_argument("--flip", action="store_true", help="also flipped versions")
+    for name, split in (("evaluate", "validation"), ("loader", "train")):
+        p = parsers[name]
+        p.add_argument("--dataset", default="shapes", help="a built or generated dataset")
+        p.add_argument("--data_dir", default="~/tensorflow_datasets")
+        p.add_argument("--split", default=split)
+    loader = parsers["loader"]
+    loader.add_argument("--num_workers", type=int, default=0, help="loader processes; 0: threads")
+    loader.add_argument("--num_threads", type=int, default=4)
+    loader.add_argument("--prefetch", type=int, default=4, help="batches kept ready")
+    loader.add_argument("--rounds", type=int, default=5, help="of both sides, taking turns")
+    return parser
+
+
+def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
+    """Network that the flags describe."""
+    dtype = arguments.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
+    return SegmenterConfig.from_variant(
+        arguments.variant,
+        num_classes=arguments.classes,
+        image_size=(arguments.size, arguments.size),
+        decoder=arguments.decoder,
+        dtype=dtype,
+        attention=arguments.attention,
+        remat=arguments.remat,
+        **{name: value for name, value in sizes.items() if value is not None},
+    )
+
+
+def _command(arguments: argparse.Namespace) -> None:
+    for name, least in (("batch_size", 1), ("steps", 1), ("warmup", 0)):
+        if (value := getattr(arguments, name)) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    use_compilation_cache()
+    config = model_config(arguments)
+    peak = arguments.peak_tflops
+    arguments.peak = (peak, "--peak_tflops") if peak else flops.peak_tflops()
+    values = SUBJECTS[arguments.subject](config, arguments)
+    settings = {
+        "benchmark": arguments.subject,
+        "variant": arguments.variant,
+        "size": arguments.size,
+        "tokens": flops.num_tokens(config),
+        "batch": arguments.batch_size,
+        "classes": arguments.classes,
+        "decoder": config.decoder,
+        "dtype": config.dtype,
+        "attention": config.attention,
+        "remat": config.remat,
+    }
+    result = settings | values | environment(arguments.devices or jax.device_count())
+    publish(result, arguments.json, arguments.compare)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_command(_parser(), _command, argv)

@@ -1,0 +1,95 @@
+"""Matmul work of a Segmenter, and what a device can do."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+from segmenter_jax.models import SegmenterConfig
+
+# Forward and backward pass: each matmul has two in its gradient.
+TRAIN_FACTOR = 3
+
+# Dense bfloat16 TF/s of one device by datasheet, by a part of `device_kind`.
+PEAK_TFLOPS = {
+    "H200": 990.0,
+    "H100": 990.0,
+    "A100": 312.0,
+    "V100": 125.0,
+    "L4": 121.0,
+    "TPU v6": 918.0,
+    "TPU v5p": 459.0,
+    "TPU v5": 197.0,
+    "TPU v4": 275.0,
+    "TPU v3": 123.0,
+    "TPU v2": 45.0,
+}
+
+
+def _block(tokens: int, width: int, mlp_dim: int) -> int:
+    projections = 4 * width * width + 2 * width * mlp_dim
+    return 2 * tokens * projections + 4 * tokens * tokens * width
+
+
+def num_tokens(config: SegmenterConfig) -> int:
+    """Tokens of the encoder at `config.image_size`."""
+    rows, columns = config.grid
+    return rows * columns + config.num_extra_tokens
+
+
+def forward_flops(config: SegmenterConfig) -> dict[str, int]:
+    """Matmul FLOPs (2 x multiply-add) of the forward pass of one image, by part.
+
+    Upsampling and loss are left out: they are no work of the network, and how much they cost
+    depends on how they are written.
+    """
+    width, classes = config.width, config.num_classes
+    patches = num_tokens(config) - config.num_extra_tokens
+    mlp_dim = config.mlp_dim or 4 * width
+    work = {
+        "embedding": 2 * patches * config.patch_size**2 * config.in_channels * width,
+        "encoder": config.depth * _block(num_tokens(config), width, mlp_dim),
+    }
+    if config.decoder == "linear":
+        return work | {"decoder": 2 * patches * width * classes}
+    decoder = config.decoder_depth * _block(patches + classes, width, 4 * width)
+    projections = 2 * width * width * (2 * patches + classes)
+    return work | {"decoder": decoder + projections + 2 * patches * classes * width}
+
+
+@functools.cache
+def peak_tflops() -> tuple[float, str]:
+    """Peak TF/s of one device, and where the number is from.
+
+    Unknown devices, CPUs among them, are measured: the best of ten float32 products of 2048 x 2048
+    matrices.
+    """
+    kind = jax.devices()[0].device_kind
+    for part, peak in PEAK_TFLOPS.items():
+        if part in kind:
+            return peak, f"datasheet of {kind}, bfloat16"
+    size = 2048
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / 1e12, f"float32 matmul of {size} measured on {kind}"
+
+
+def utilisation(
+    flops_per_image: int, images_per_s: float, num_devices: int, peak: tuple[float, str]
+) -> dict[str, float | str]:
+    """Achieved TF/s of all devices and its share of their peak, with the inputs of the formula."""
+    achieved = flops_per_image * images_per_s / 1e12
+    return {
+        "gflops_per_image": flops_per_image / 1e9,
+        "achieved_tflops": achieved,
+        "peak_tflops": peak[0] * num_devices,
+        "peak_source": peak[1],
+        "mfu_percent": 100 * achieved / (peak[0] * num_devices),
+    }

@@ -1,0 +1,70 @@
+"""One JSON line and one table for a result, and another result beside it."""
+
+import json
+import pathlib
+from typing import Any
+
+from segmenter_jax.benchmark.measure import Result
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return "" if value is None else str(value)
+
+
+def read_result(path: str) -> Result:
+    """The last JSON line of a file.
+
+    Raises:
+      ValueError: the file holds none.
+    """
+    text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}: the last line with a result is no JSON: {error}"
+                ) from None
+    raise ValueError(f"{path}: no line holds a JSON object")
+
+
+def table(result: Result, other: Result | None = None) -> str:
+    """Readable form of a result.
+
+    Args:
+      result: values by name.
+      other: another result; its values and the ratio to them are added.
+
+    Returns:
+      Lines of aligned columns.
+    """
+    rows = [("", "this", *(("other", "this / other") if other else ()))]
+    for name, value in result.items():
+        cells = [name, _cell(value)]
+        if other is not None:
+            against = other.get(name)
+            numbers = all(
+                isinstance(v, int | float) and not isinstance(v, bool) for v in (value, against)
+            )
+            shown = "same" if against == value else _cell(against)
+            cells += [shown, f"{value / against:.3f}" if numbers and against else ""]
+        rows.append(tuple(cells))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def publish(result: Result, json_path: str | None, compare_path: str | None) -> None:
+    """Prints a result, appends it to a file, and compares it."""
+    other = read_result(compare_path) if compare_path else None
+    print(table(result, other))
+    line = json.dumps(result)
+    print(line)
+    if json_path:
+        with pathlib.Path(json_path).expanduser().open("a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,172 @@
+"""All attention implementations agree; what does not work here says so."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segmenter_jax.models import attention as module
+from segmenter_jax.models.attention import attention, attention_weights, probe
+
+
+def random_inputs(length=37, heads=3, head_dim=16, batch=2, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shape = (batch, length, heads, head_dim)
+    return [rng.normal(size=shape).astype(dtype) for _ in range(4)]
+
+
+def definition(query, key, value):
+    """float64 softmax(q k / sqrt(d)) v, one head at a time."""
+    query, key, value = (x.astype(np.float64) for x in (query, key, value))
+    out = np.zeros(value.shape)
+    for b in range(query.shape[0]):
+        for h in range(query.shape[2]):
+            scores = query[b, :, h] @ key[b, :, h].T / np.sqrt(query.shape[-1])
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(axis=1, keepdims=True) @ value[b, :, h]
+    return out
+
+
+@pytest.mark.parametrize("implementation", ["auto", "xla", "heads"])
+@pytest.mark.parametrize("length", [1, 37, 130])
+def test_output_is_the_definition(implementation, length):
+    query, key, value, _ = random_inputs(length)
+    actual = attention(*map(jnp.asarray, (query, key, value)), implementation)
+    np.testing.assert_allclose(actual, definition(query, key, value), atol=1e-6)
+
+
+def test_large_scores_stay_finite():
+    query, key, value, _ = random_inputs()
+    for implementation in ("xla", "heads"):
+        actual = attention(*map(jnp.asarray, (300 * query, 300 * key, value)), implementation)
+        np.testing.assert_allclose(actual, definition(300 * query, 300 * key, value), atol=1e-3)
+
+
+def test_weights_are_those_of_the_output():
+    query, key, value, _ = map(jnp.asarray, random_inputs())
+    weights = attention_weights(query, key)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
+    expected = jnp.einsum("bhts,bshd->bthd", weights, value)
+    np.testing.assert_allclose(attention(query, key, value), expected, atol=1e-6)
+
+
+# The kernels of accelerators run here in Pallas' interpreter, padded: 77 is no multiple of a block.
+@pytest.mark.parametrize(
+    "kernel, head_dim",
+    [
+        (module._heads, 16),
+        (functools.partial(module._splash, interpret=True), 64),
+        (functools.partial(module._pallas, interpret=True), 64),
+    ],
+    ids=["heads", "splash", "pallas"],
+)
+def test_output_and_gradients_equal_those_of_xla(kernel, head_dim):
+    *inputs, cotangent = map(jnp.asarray, random_inputs(77, 2, head_dim))
+    expected, expected_vjp = jax.vjp(module._xla, *inputs)
+    actual, actual_vjp = jax.vjp(kernel, *inputs)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+    for a, b in zip(actual_vjp(cotangent), expected_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_xla_gradients_are_those_of_the_weights():
+    *inputs, cotangent = map(jnp.asarray, random_inputs())
+
+    def reference(query, key, value):
+        return jnp.einsum("bhts,bshd->bthd", attention_weights(query, key), value)
+
+    gradients = [jax.vjp(f, *inputs)[1](cotangent) for f in (module._xla, reference)]
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "heads"])
+def test_bfloat16_stays_bfloat16_and_near_float32(implementation):
+    inputs = [jnp.asarray(x) for x in random_inputs()[:3]]
+    halves = [x.astype(jnp.bfloat16) for x in inputs]
+    actual = attention(*halves, implementation)
+    assert actual.dtype == jnp.bfloat16
+    expected = attention(*(x.astype(jnp.float32) for x in halves), implementation)
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=2e-2)
+
+
+def test_batch_split_over_devices_needs_no_communication():
+    *inputs, cotangent = random_inputs(batch=8)
+
+    def both(query, key, value, cotangent):
+        out, vjp = jax.vjp(functools.partial(attention, implementation="heads"), query, key, value)
+        return out, vjp(cotangent)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put((*inputs, cotangent), jax.NamedSharding(mesh, jax.P("data")))
+    program = jax.jit(both).lower(*sharded).compile()
+    assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "all-to-all"))
+    for a, b in zip(
+        jax.tree.leaves(program(*sharded)), jax.tree.leaves(both(*inputs, cotangent)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_heads_keeps_no_weights_for_the_backward_pass():
+    inputs = [jax.ShapeDtypeStruct((2, 256, 4, 16), jnp.float32)] * 4
+
+    def temporary_bytes(implementation):
+        def both(query, key, value, cotangent):
+            kernel = functools.partial(attention, implementation=implementation)
+            return jax.vjp(kernel, query, key, value)[1](cotangent)
+
+        memory = jax.jit(both).lower(*inputs).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    assert temporary_bytes("heads") < 0.7 * temporary_bytes("xla")
+
+
+def test_probe_reports_success_failure_and_disagreement(monkeypatch):
+    shape, dtype = (19, 2, 8), jnp.dtype("float32")
+    assert probe("heads", shape, dtype) is None
+    assert "interpret mode" in probe("splash", shape, dtype)
+
+    def too_large(query, key, value):
+        return 1.01 * module._xla(query, key, value)
+
+    monkeypatch.setitem(module._KERNELS, "cudnn", too_large)
+    assert probe("cudnn", (23, 2, 8), dtype) == (
+        "output differs from xla by 1.0e-02 of its largest value"
+    )
+
+
+def test_probe_runs_while_a_function_is_traced():
+    @jax.jit
+    def traced(x):
+        assert probe("heads", (29, 1, 8), jnp.dtype("bfloat16")) is None
+        return x
+
+    traced(1.0)
+
+
+def test_auto_takes_the_first_fused_kernel_that_works(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    problems = {"cudnn": "no execution plans", "tokamax": "not installed", "pallas": None}
+    monkeypatch.setattr(module, "probe", lambda name, shape, dtype: problems[name])
+    choose = module._choose.__wrapped__
+    half, single = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    assert choose((1025, 3, 64), half, "cpu", 1) == "heads"
+    assert choose((1025, 3, 64), half, "gpu", 1) == "pallas"
+    assert "cudnn: no execution plans" in caplog.text
+    assert choose((1025, 3, 64), half, "gpu", 8) == "xla"
+    assert "pallas: not split over 8 devices" in caplog.text
+    assert choose((1025, 3, 64), single, "gpu", 1) == "xla"
+    assert "no fused kernel is tried for float32" in caplog.text
+
+
+def test_errors_name_the_choice():
+    query, key, value, _ = map(jnp.asarray, random_inputs())
+    with pytest.raises(ValueError, match=r"implementation='fast' is unknown.*'auto', 'xla'"):
+        attention(query, key, value, "fast")
+    with pytest.raises(
+        ValueError, match=r"implementation='cudnn' does not work on cpu for float32"
+    ):
+        attention(query, key, value, "cudnn")

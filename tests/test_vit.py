@@ -1,0 +1,105 @@
+"""Parts of the encoder that were rewritten for speed equal what they replace."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models.vit import Dropout, gelu, random_bits
+
+
+def tiny_config(**overrides):
+    fields = {"num_classes": 5, "image_size": (32, 32), "width": 64, "depth": 2, "num_heads": 2}
+    return SegmenterConfig(**fields | {"patch_size": 8, "drop_path_rate": 0.3} | overrides)
+
+
+@pytest.mark.parametrize("kind", ["exact", "tanh"])
+def test_gelu_equals_the_library(kind):
+    x = jnp.linspace(-12, 12, 4801)
+    library = lambda x: nn.gelu(x, approximate=kind == "tanh")  # noqa: E731
+    # One rounding of a number near 1, times |x|.
+    np.testing.assert_allclose(gelu(x, kind), library(x), atol=12 * 2.0**-23)
+    gradients = [jax.vmap(jax.grad(f))(x) for f in (lambda x: gelu(x, kind), library)]
+    np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+def test_patch_embedding_is_the_convolution_of_the_checkpoints():
+    config = tiny_config(depth=1, decoder="linear")
+    model = Segmenter(config)
+    image = jax.random.normal(jax.random.key(0), (2, 32, 24, 3))
+    params = jax.jit(model.init)(jax.random.key(1), image)["params"]
+    kernel = params["encoder"]["embedding"]["kernel"]
+    assert kernel.shape == (8, 8, 3, 64)
+    # Fan-in of the convolution, as `nn.Conv` initialises it.
+    assert float(kernel.std()) == pytest.approx((8 * 8 * 3) ** -0.5, rel=0.05)
+    convolution = nn.Conv(64, (8, 8), (8, 8), "VALID")
+    expected = convolution.apply({"params": params["encoder"]["embedding"]}, image)
+
+    def embedding_only(params, image):
+        # Without positions and with an empty block, tokens are the normalised embedding.
+        blank = jax.tree.map(jnp.zeros_like, params)
+        for name in ("embedding", "encoder_norm"):
+            blank["encoder"][name] = params["encoder"][name]
+        return model.apply({"params": blank}, image, method=model.encode)
+
+    normalised = nn.LayerNorm(epsilon=config.layer_norm_eps).apply(
+        {"params": params["encoder"]["encoder_norm"]}, expected.reshape(2, -1, 64)
+    )
+    actual = embedding_only(params, image)[:, config.num_extra_tokens :]
+    np.testing.assert_allclose(actual, normalised, atol=2e-6)
+
+
+def test_random_bits_are_uniform_and_differ_between_keys_and_elements():
+    shape = (64, 33, 40)
+    first, second = (np.asarray(random_bits(jax.random.key(i), shape)) for i in range(2))
+    again = np.asarray(jax.jit(lambda: random_bits(jax.random.key(0), shape))())
+    np.testing.assert_array_equal(first, again)
+    count = first.size
+    assert len(np.unique(first)) > 0.9999 * count
+    for bits in (first, first ^ second, first[1:] ^ first[:-1], first[..., 1:] ^ first[..., :-1]):
+        ones = np.unpackbits(bits.reshape(-1, 1).view(np.uint8), axis=1).mean(axis=0)
+        # Five standard deviations of a fair coin, for each of the 32 bits.
+        assert np.abs(ones - 0.5).max() < 5 * 0.5 / np.sqrt(bits.size)
+    histogram = np.bincount(first.ravel() >> 24, minlength=256)
+    chi_square = ((histogram - count / 256) ** 2 / (count / 256)).sum()
+    assert 255 - 5 * np.sqrt(510) < chi_square < 255 + 5 * np.sqrt(510)
+
+
+def test_random_bits_do_not_depend_on_the_split_over_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("data"))
+    draw = lambda: random_bits(jax.random.key(3), (16, 5, 6))  # noqa: E731
+    split = jax.jit(draw, out_shardings=sharding)
+    assert "all-" not in split.lower().compile().as_text()
+    np.testing.assert_array_equal(split(), draw())
+
+
+def test_dropout_keeps_the_mean_and_the_stated_share():
+    x = jnp.ones((200, 500))
+    dropout = Dropout(0.1)
+    y = dropout.apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    kept = float((y != 0).mean())
+    assert kept == pytest.approx(0.9, abs=5 * np.sqrt(0.09 / x.size))
+    np.testing.assert_allclose(y[y != 0], 1 / 0.9, rtol=1e-6)
+    np.testing.assert_array_equal(dropout.apply({}, x, deterministic=True), x)
+
+
+def test_remat_changes_neither_parameters_nor_results():
+    image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+
+    def run(remat):
+        model = Segmenter(tiny_config(remat=remat, depth=1, decoder_depth=1))
+        params = jax.jit(model.init)(jax.random.key(1), image)["params"]
+
+        def loss(params):
+            rngs = {"dropout": jax.random.key(2)}
+            return (model.apply({"params": params}, image, train=True, rngs=rngs) ** 2).mean()
+
+        return params, jax.jit(jax.value_and_grad(loss))(params)
+
+    plain, recomputed = run(False), run(True)
+    assert jax.tree.structure(plain) == jax.tree.structure(recomputed)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
