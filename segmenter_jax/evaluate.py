@@ -25,12 +25,13 @@ from segmenter_jax.command import (
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.data.submission import encode_submission, submission_name
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.inference import SlidingWindow
 from segmenter_jax.metrics import SegmentationReport, confusion_matrix
 from segmenter_jax.models import Segmenter
 from segmenter_jax.predictor import model_settings, read_model
-from segmenter_jax.scoring import Example, raw_ids, read_predictions, score
+from segmenter_jax.scoring import Example, read_predictions, score
 from segmenter_jax.visualize import legend, overlay
 from segmenter_jax.visualize.figures import calibration_figure, confusion_figure
 from segmenter_jax.visualize.overlays import as_rgb
@@ -70,16 +71,15 @@ def evaluate_split(
 
 @dataclasses.dataclass(frozen=True)
 class _PredictionWriter:
-    """Saves class ids as PNG files named after their images."""
+    """Saves class ids as PNG files, named and numbered as the dataset's own scorer expects."""
 
     folder: pathlib.Path
     spec: DatasetSpec
 
     def __call__(self, example: Example, ids: np.ndarray) -> None:
-        path = self.folder / pathlib.PurePosixPath(example["name"]).with_suffix(".png")
+        path = self.folder / submission_name(self.spec, example["name"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(path), raw_ids(ids, self.spec)):
-            raise OSError(f"{path}: cannot be written")
+        path.write_bytes(encode_submission(ids, self.spec))
 
 
 class _WorstImages:

@@ -5,13 +5,13 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from segmenter_jax.data.images import decode_label
 from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.data.submission import submission_name
 from segmenter_jax.metrics import (
     CONFIDENCE_BINS,
     SegmentationReport,
@@ -76,10 +76,10 @@ def score(
 def read_predictions(
     folder: pathlib.Path, examples: Iterable[Example], spec: DatasetSpec, trained_ids: bool
 ) -> Iterator[tuple[Example, dict[str, np.ndarray]]]:
-    """Class ids from PNG files named after their images.
+    """Class ids from PNG files named after their images, as `submission_name` says.
 
     Args:
-      folder: holds NAME.png, folders included, for every example.
+      folder: holds a file, folders included, for every example.
       examples: with "name" and "label".
       spec: of the dataset.
       trained_ids: files hold 0..K-1, not the values of the dataset's own label files.
@@ -90,10 +90,11 @@ def read_predictions(
     Raises:
       ValueError: a file is missing, has another size, or holds a value that is no class.
     """
+    names = spec
     if trained_ids:
         spec = dataclasses.replace(spec, label_map=None)
     for example in examples:
-        path = folder / pathlib.PurePosixPath(example["name"]).with_suffix(".png")
+        path = folder / submission_name(names, example["name"])
         if not path.is_file():
             raise ValueError(f"{path}: no such file (prediction for {example['name']})")
         ids = decode_label(path.read_bytes(), spec, str(path))
@@ -125,13 +126,3 @@ def join_halves(halves: np.ndarray) -> np.ndarray:
     """Inverse of `split_halves` with a leading axis: uint32 (P, 2, ...) -> int64 (P, ...)."""
     halves = np.asarray(halves).astype(np.int64)
     return halves[:, 0] | (halves[:, 1] << 32)
-
-
-def raw_ids(ids: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """Class ids (H, W) -> the values that the dataset's own label files have, uint8 (H, W)."""
-    table = np.arange(256, dtype=np.uint8)
-    # The first raw value of a class stands for it.
-    for raw, trained in reversed(spec.label_map or ()):
-        if trained != spec.ignore_label:
-            table[trained] = raw
-    return cv2.LUT(ids.astype(np.uint8), table)

@@ -1,7 +1,5 @@
 """The network: golden parity, sizes, stochastic parts, configuration errors, resampling."""
 
-import dataclasses
-import json
 import re
 
 import jax
@@ -199,17 +197,6 @@ def test_wrong_configurations_are_refused(fields, message):
 def test_unknown_variants_are_refused(variant):
     with pytest.raises(ValueError, match=re.escape("choose a size from ('Ti', 'S', 'B', 'L')")):
         SegmenterConfig.from_variant(variant, num_classes=2, image_size=(64, 64))
-
-
-def test_configuration_survives_json():
-    config = golden_config("segm_linear_distilled", dtype="bfloat16")
-    fields = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert SegmenterConfig.from_dict(fields) == config
-    with pytest.raises(ValueError, match=r"unknown model fields \['heads'\]"):
-        SegmenterConfig.from_dict(fields | {"heads": 3})
-    del fields["width"]
-    with pytest.raises(ValueError, match=r"incomplete model description: .*'width'"):
-        SegmenterConfig.from_dict(fields)
 
 
 @pytest.mark.parametrize(

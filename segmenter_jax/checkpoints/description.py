@@ -147,21 +147,27 @@ def _check_values(d: ModelDescription) -> None:
 
 
 def _typed_fields(cls: type, fields: Any, where: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Checks decoded JSON against a dataclass: exactly its fields, each of its declared type."""
+    """Checks decoded JSON against a dataclass: only its fields, each of its declared type.
+
+    A field with a default may be missing: files older than the field stay readable.
+    """
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: found {type(fields).__name__}, expected an object")
     hints = typing.get_type_hints(cls)
-    expected = [f.name for f in dataclasses.fields(cls) if f.name not in skip]
+    declared = [f for f in dataclasses.fields(cls) if f.name not in skip]
+    expected = [f.name for f in declared]
     if unknown := sorted(set(fields) - set(expected)):
         raise ValueError(f"{where}: unknown fields {unknown}; known are {expected}")
-    if missing := [name for name in expected if name not in fields]:
+    absent = dataclasses.MISSING
+    required = [f.name for f in declared if f.default is absent and f.default_factory is absent]
+    if missing := [name for name in required if name not in fields]:
         raise ValueError(f"{where}: missing fields {missing}")
-    for name in expected:
+    for name in fields:
         if not _matches(fields[name], hints[name]):
             raise ValueError(
                 f"{where}: field {name!r}: found {fields[name]!r}, expected {_spell(hints[name])}"
             )
-    return {name: fields[name] for name in expected}
+    return fields
 
 
 def _matches(value: Any, hint: Any) -> bool:

@@ -114,17 +114,6 @@ class SegmenterConfig:
             )
         return cls(**(VARIANTS[name] | {"patch_size": int(patch)} | overrides))
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "SegmenterConfig":
-        """Inverse of `dataclasses.asdict`; raises ValueError on unknown or missing fields."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(f"unknown model fields {unknown}; known are {sorted(known)}")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise ValueError(f"incomplete model description: {error}") from None
-
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches of an image of `image_size`."""
