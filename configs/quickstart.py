@@ -11,7 +11,7 @@ from configs import common
 def get_config() -> ml_collections.ConfigDict:
     """A small Segmenter with patches of 8 pixels, from scratch, with AdamW."""
     config = common.get_config()
-    config.total_steps = 600
+    config.total_steps = 400
     config.batch_size = 16
 
     config.model.variant = "Ti/8"

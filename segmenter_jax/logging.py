@@ -41,7 +41,7 @@ class RunLog:
         path = workdir / "metrics.jsonl"
         _drop_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir), purge_step=resume_step or None)
+        self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of scalars; names may hold "/" to group them."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -101,11 +100,5 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def local_copy(tree: Any, mesh: Mesh) -> Any:
     """Copy of a sharded tree on this process's first device, for work that stays in the process."""
-    gathered = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
+    gathered = jax.device_put(tree, replicated(mesh))
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
-
-
-def barrier(name: str) -> None:
-    """Waits until every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from segmenter_jax import experiment as experiments
 from segmenter_jax import sharding
 from segmenter_jax.checkpoints.manager import Checkpoints
-from segmenter_jax.data.pipeline import train_batches
+from segmenter_jax.data.pipeline import Stream, train_batches
 from segmenter_jax.experiment import Experiment
 from segmenter_jax.logging import RunLog, logger
 from segmenter_jax.train_step import (
@@ -97,9 +97,12 @@ class Progress:
         """
         rows = jax.device_get(list(self.pending))
         for offset, row in enumerate(rows):
-            if not math.isfinite(row["loss"]):
+            # Finite loss with infinite gradients: the parameters are lost one step earlier.
+            for name in ("loss", "grad_norm"):
+                if math.isfinite(row[name]):
+                    continue
                 raise NonFiniteLossError(
-                    f"the loss of step {self.step + offset + 1} is {float(row['loss'])}, "
+                    f"the {name} of step {self.step + offset + 1} is {float(row[name])}, "
                     f"with learning rate {float(row['learning_rate']):.3g}; the checkpoint before "
                     "it is kept. A lower learning rate or optimizer.clip_norm may help"
                 )
@@ -131,16 +134,24 @@ def _check_same_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> N
         changed = {
             k: (old.get(k), new.get(k)) for k in sorted(old | new) if old.get(k) != new.get(k)
         }
-        fixed = [
-            k for k in changed if k.split(".")[0] in ("model", "seed") or k == "optimizer.name"
-        ]
+        fixed = [name for name in changed if _fixes_state(name)]
         if fixed:
             listed = "; ".join(f"{k} was {changed[k][0]!r}, is {changed[k][1]!r}" for k in fixed)
             raise ValueError(f"{workdir} holds a run of another config: {listed}")
         for name, (was, now) in changed.items():
             logger.warning("config.%s was %r when this run began, is now %r", name, was, now)
     if jax.process_index() == 0:
-        path.write_text(text)
+        temporary = workdir / f".{CONFIG_FILE}.incomplete"
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def _fixes_state(name: str) -> bool:
+    """Whether a checkpoint fits only runs with the same value of this field of the config."""
+    if name in ("model.attention", "model.remat", "model.dtype"):
+        return False
+    fixed = ("seed", "optimizer.name", "augment.crop_size")
+    return name.startswith("model.") or name in fixed
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -193,7 +204,7 @@ def _data_position(experiment: Experiment, step: int) -> dict[str, Any]:
     }
 
 
-def _batches(experiment: Experiment, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+def _batches(experiment: Experiment, start_step: int) -> Stream:
     config = experiment.config
     return train_batches(
         experiment.dataset.source(config.dataset.train_split),
@@ -239,9 +250,11 @@ class _Loop:
             config.seed,
         )
         total = config.total_steps
+        # None: no bar where the output is no terminal.
+        disable = None if jax.process_index() == 0 else True
+        bar = tqdm(total=total, initial=self.step, unit="step", disable=disable, dynamic_ncols=True)
         batches = _batches(experiment, self.step)
-        bar = tqdm(total=total, initial=self.step, unit="step", disable=None, dynamic_ncols=True)
-        with StopRequest() as stop, logging_redirect_tqdm([logger]), bar:
+        with StopRequest() as stop, logging_redirect_tqdm([logger]), bar, batches:
             while self.step < total and not stop.received:
                 batch = sharding.put_batch(next(batches), experiment.mesh)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):

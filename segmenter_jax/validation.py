@@ -1,6 +1,8 @@
 """Evaluation while training: numbers, pictures, and the models worth keeping."""
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +12,6 @@ import numpy as np
 from etils import epath
 
 from segmenter_jax import sharding
-from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, load_description, save_model
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.transforms import EvalTransform
@@ -45,7 +46,12 @@ class Validation:
             batch_size=experiment.config.eval.batch_size,
         )
         # Hosts see different numbers of windows, so each works on its own devices.
-        self._engine = SlidingWindow(experiment.model, settings, mean=d.mean, std=d.std)
+        devices = [
+            x for x in experiment.mesh.devices.flat if x.process_index == jax.process_index()
+        ]
+        self._engine = SlidingWindow(
+            experiment.model, settings, mean=d.mean, std=d.std, devices=devices
+        )
         self._best = _saved_score(workdir / BEST)
 
     def run(self, params: Any, step: int) -> dict[str, float]:
@@ -101,17 +107,19 @@ class Validation:
         return write
 
     def _save(self, params: Any, report: SegmentationReport, step: int) -> None:
-        score = report.mean_iou
+        # A split without a labelled pixel has no score.
+        score = None if math.isnan(report.mean_iou) else report.mean_iou
         d = self._experiment.description
         provenance = d.provenance | {
             "step": step,
             "mean_iou": score,
-            "pixel_accuracy": report.pixel_accuracy,
             "protocol": report.protocol,
         }
-        description = ModelDescription(**(vars(d) | {"provenance": provenance}))
+        # How this machine computed is no property of the weights.
+        model = dataclasses.replace(d.model, attention="auto", remat=False)
+        description = dataclasses.replace(d, model=model, provenance=provenance)
         save_model(self._workdir / LATEST, description, params)
-        if score > self._best:
+        if score is not None and score > self._best:
             self._best = score
             save_model(self._workdir / BEST, description, params)
         if jax.process_index() == 0:
@@ -120,4 +128,7 @@ class Validation:
 
 def _saved_score(path: epath.Path) -> float:
     """Score of the best model that an interrupted run left; below every score if there is none."""
-    return float(load_description(path).provenance["mean_iou"]) if path.exists() else -1.0
+    try:
+        return float(load_description(path).provenance["mean_iou"])
+    except ValueError:
+        return -1.0

@@ -154,6 +154,7 @@ def test_auto_takes_the_first_fused_kernel_that_works(monkeypatch, caplog):
     choose = module._choose.__wrapped__
     half, single = jnp.dtype("bfloat16"), jnp.dtype("float32")
     assert choose((1025, 3, 64), half, "cpu", 1) == "heads"
+    assert choose((257, 3, 64), half, "cpu", 1) == "xla"
     assert choose((1025, 3, 64), half, "gpu", 1) == "pallas"
     assert "cudnn: no execution plans" in caplog.text
     assert choose((1025, 3, 64), half, "gpu", 8) == "xla"

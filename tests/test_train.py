@@ -208,7 +208,7 @@ def test_training_imports_neither_tensorflow_nor_torch(source, tmp_path):
         "try:\n    app.run(main.main)\nexcept SystemExit as stop:\n    assert not stop.code\n"
         "print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
     )
-    arguments = train_arguments(tmp_path / "run", source, total_steps=2)[2:]
+    arguments = train_arguments(tmp_path / "run", source, total_steps=3)[2:]
     result = run_python("-c", code, *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"

@@ -243,8 +243,13 @@ def _network(
 ) -> SegmenterConfig:
     fields = dict(fields)
     patches, patch_size = fields.pop("patches"), fields["patch_size"]
-    if image_size is None or math.prod(patch_grid(image_size, patch_size)) != patches:
-        side = math.isqrt(patches)
+    side = math.isqrt(patches)
+    # A square grid is what it seems, even if the size wanted happens to have as many patches.
+    given = fields.get("image_size", image_size)
+    fits = given is not None and math.prod(patch_grid(given, patch_size)) == patches
+    if fits and ("image_size" in fields or side * side != patches):
+        image_size = given
+    else:
         if side * side != patches:
             raise CheckpointError(
                 f"{source}: {patches} position embeddings make no square grid; give image_size"

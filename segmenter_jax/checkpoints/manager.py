@@ -41,10 +41,6 @@ class Checkpoints:
             item_names=("state", "data"),
         )
 
-    def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
-
     def save(self, state: Any, data: dict[str, Any], step: int) -> None:
         """Starts saving; does nothing if this step is saved already.
 
@@ -99,10 +95,6 @@ class Checkpoints:
                 f"{reason}. Use another --workdir to start afresh"
             )
         return None
-
-    def wait(self) -> None:
-        """Blocks until everything asked for is written; raises if a write failed."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for running writes and releases the folder."""

@@ -3,12 +3,13 @@
 Implementations, all without mask and for any number of tokens:
   xla: matmul, softmax, matmul; keeps the (B, heads, T, T) weights for the backward pass.
   heads: one head at a time, weights recomputed in the backward pass; the least memory of what runs
-    everywhere, and the fastest on a CPU, where one head's weights stay in cache.
+    everywhere, and the fastest for long inputs on a CPU, where one head's weights stay in cache.
   cudnn: fused kernel of NVIDIA's library, 16-bit types only.
   pallas: fused Triton kernel that comes with JAX, NVIDIA.
   tokamax: fused kernels of the optional package of that name, NVIDIA and TPU.
   splash: fused kernel that comes with JAX, TPU.
-  auto: "heads" on a CPU, else the first fused kernel that passes `probe`, else "xla".
+  auto: on a CPU "heads" for `_LONG` tokens or more, elsewhere the first fused kernel that passes
+    `probe`, else "xla".
 """
 
 import functools
@@ -25,6 +26,9 @@ IMPLEMENTATIONS = ("auto", "xla", "heads", "cudnn", "pallas", "tokamax", "splash
 # What "auto" tries for 16-bit types, best first. Only cudnn is split over devices by the compiler.
 _FUSED = {"gpu": ("cudnn", "tokamax", "pallas"), "tpu": ("splash",)}
 _PARTITIONED = ("cudnn",)
+
+# On two CPU cores the two meet between 400 and 700 tokens; "heads" takes half the memory there.
+_LONG = 512
 
 _logger = logging.getLogger(__name__)
 
@@ -80,7 +84,7 @@ def attention(
 def _choose(shape: tuple[int, int, int], dtype: jnp.dtype, platform: str, num_devices: int) -> str:
     """What "auto" means for (T, heads, head_dim); the reason is logged once."""
     if platform == "cpu":
-        return "heads"
+        return "heads" if shape[0] >= _LONG else "xla"
     reasons = [] if dtype.itemsize == 2 else [f"no fused kernel is tried for {dtype}"]
     for name in _FUSED.get(platform, ()) if dtype.itemsize == 2 else ():
         if num_devices > 1 and name not in _PARTITIONED:

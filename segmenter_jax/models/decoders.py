@@ -14,14 +14,20 @@ class LinearDecoder(nn.Module):
     """One dense layer on every patch token. Source: Segmenter section 3.2, "Linear"."""
 
     num_classes: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
         """Maps patch tokens (B, N, D) to float32 logits (B, N, num_classes)."""
         del deterministic
-        dense = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_dense_init, name="head")
-        return dense(patches).astype(jnp.float32)
+        # Logits are float32 whatever the compute type.
+        dense = nn.Dense(
+            self.num_classes,
+            dtype=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,
+            kernel_init=_dense_init,
+            name="head",
+        )
+        return dense(patches)
 
 
 def _unit_norm(x: jax.Array) -> jax.Array:
@@ -77,6 +83,6 @@ class MaskTransformerDecoder(nn.Module):
         patches = x[:, :num_patches] @ proj_patch.astype(self.dtype)
         classes = x[:, num_patches:] @ proj_classes.astype(self.dtype)
         patches, classes = (_unit_norm(t.astype(jnp.float32)) for t in (patches, classes))
-        masks = jnp.einsum("bnd,bkd->bnk", patches, classes)
+        masks = jnp.einsum("bnd,bkd->bnk", patches, classes, precision=jax.lax.Precision.HIGHEST)
         norm = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=jnp.float32, name="mask_norm")
         return norm(masks)

@@ -158,7 +158,7 @@ class Segmenter(nn.Module):
             **shared,
         )
         if c.decoder == "linear":
-            self.decoder = LinearDecoder(c.num_classes, dtype)
+            self.decoder = LinearDecoder(c.num_classes)
         else:
             self.decoder = MaskTransformerDecoder(
                 num_classes=c.num_classes,
