@@ -209,29 +209,37 @@ def _channels_of(image: np.ndarray, channels: int) -> np.ndarray:
     return image
 
 
-def read_model(path: os.PathLike | str) -> tuple[ModelDescription, Any]:
-    """Description and parameters of any model that `load` takes."""
+def read_model(path: os.PathLike | str, **options: Any) -> tuple[ModelDescription, Any]:
+    """Description and parameters of any model that `load` takes, with the options of `load`."""
     try:
         resolve_model_dir(path)
     except ValueError:
-        if not os.path.exists(os.path.expanduser(path)):
+        name = os.fspath(path)
+        named = "://" in name or name.startswith("augreg/")
+        if not named and not os.path.exists(os.path.expanduser(name)):
             raise
-        # Readers of foreign formats are needed here only.
-        from segmenter_jax.convert import load_any
+    else:
+        if not options:
+            return load_model(path)
+    # Readers of foreign formats are needed here only.
+    from segmenter_jax.convert import load_any
 
-        return load_any(path)
-    return load_model(path)
+    return load_any(path, **options)
 
 
-def load(path: os.PathLike | str, *, devices: Sequence[jax.Device] | None = None) -> Predictor:
+def load(
+    path: os.PathLike | str, *, devices: Sequence[jax.Device] | None = None, **options: Any
+) -> Predictor:
     """Loads a model for prediction.
 
     Args:
-      path: a model directory, the workdir of a run, or a checkpoint of another project that has a
-        decoder, converted on the fly.
+      path: a model directory, the workdir of a run, or a checkpoint of another project, converted
+        on the fly.
       devices: of this process; None takes all of them.
+      **options: what the checkpoint does not say, as fields of `convert.ConvertOptions`:
+        `normalization`, `num_heads`, `num_classes`, ...
 
     Raises:
       ValueError: no model is there, or it is damaged.
     """
-    return Predictor(*read_model(path), devices=devices)
+    return Predictor(*read_model(path, **options), devices=devices)

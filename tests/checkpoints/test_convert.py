@@ -5,6 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import segmenter_jax
 from segmenter_jax import convert
 from segmenter_jax.checkpoints.adapt import inflate_patch_kernel
 from segmenter_jax.checkpoints.foreign import open_checkpoint
@@ -16,6 +17,7 @@ from segmenter_jax.checkpoints.model_dir import (
     save_model,
 )
 from segmenter_jax.models import Segmenter, upsample
+from segmenter_jax.models.vit import resize_position_embedding
 from segmenter_jax.resampling import resize_matrix
 from tests.golden_params import golden_config, golden_params
 
@@ -51,6 +53,24 @@ def initialised(config):
 
 def assert_same(params, other):
     jax.tree.map(np.testing.assert_array_equal, params, other)
+
+
+def test_a_wanted_size_with_as_many_patches_is_not_taken_for_that_of_the_source(golden_dir):
+    # 2 x 8 patches are wanted, the source has 4 x 4.
+    _, params, report = convert.convert(
+        golden_dir / GOOGLE, convert.ConvertOptions(num_classes=5, image_size=(32, 128))
+    )
+    with np.load(golden_dir / GOOGLE) as data:
+        source = data["Transformer/posembed_input/pos_embedding"]
+    expected = resize_position_embedding(source, 1, (4, 4), (2, 8), "bicubic")
+    np.testing.assert_allclose(params["encoder"]["pos_embedding"], expected, atol=1e-6)
+    assert len(report.resized) == 1
+
+
+def test_load_takes_options_for_what_the_source_does_not_say(golden_dir):
+    segmenter = segmenter_jax.load(golden_dir / GOOGLE, num_classes=3)
+    assert segmenter.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+    assert len(segmenter.classes) == 3
 
 
 @pytest.mark.parametrize("name", [GOOGLE, "google_vit_i21k_prelogits.npz"])
