@@ -4,12 +4,12 @@ import json
 import logging
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
 
 import numpy as np
 from absl import logging as absl_logging
-from tensorboardX import SummaryWriter
 
 logger = logging.getLogger("segmenter_jax")
 
@@ -41,7 +41,7 @@ class RunLog:
         path = workdir / "metrics.jsonl"
         _drop_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
+        self._events = _summary_writer()(str(workdir), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of scalars; names may hold "/" to group them."""
@@ -64,6 +64,20 @@ class RunLog:
         if self._file is not None:
             self._file.close()
             self._events.close()
+
+
+def _summary_writer() -> type:
+    """`tensorboardX.SummaryWriter`, without the PyTorch that it imports where there is one."""
+    hide = "torch" not in sys.modules
+    if hide:
+        # An entry of None makes the import fail, which tensorboardX takes for "not installed".
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
