@@ -28,7 +28,10 @@ def run_command(
       the traceback. Wrong usage leaves with code 2, as argparse does.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    arguments = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # Taken from anywhere, also behind the name of a subcommand.
+    rest = [argument for argument in argv if argument != "--debug"]
+    arguments = parser.parse_args(["--debug", *rest] if rest != argv else rest)
     try:
         return command(arguments) or 0
     except (ValueError, OSError, ImportError) as error:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -236,7 +237,7 @@ class _Run:
             maps = ((image, maps) for (_, _, image), maps in bar)
             with bar:
                 self.results.write_video(path, stem, info.frame_rate, maps)
-        except ValueError as error:
+        except (ValueError, OSError, cv2.error) as error:
             self._report(path, error)
 
     def _frame(self, frame: np.ndarray) -> np.ndarray:

@@ -164,9 +164,7 @@ class Predictor:
             path = pathlib.Path(picture).expanduser()
             return decode_image(path.read_bytes(), os.fspath(picture), channels=channels)
         if isinstance(picture, Image.Image):
-            mode = {1: "L", 3: "RGB"}.get(channels)
-            picture = ImageOps.exif_transpose(picture)
-            picture = np.asarray(picture.convert(mode) if mode else picture)
+            picture = _pixels_of(ImageOps.exif_transpose(picture), channels)
         return _channels_of(np.asarray(picture), channels)
 
     def _apply(
@@ -193,6 +191,16 @@ def _with_int32_ids(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         name: values.astype(np.int32, copy=False) if name in ("ids", "top_ids") else values
         for name, values in maps.items()
     }
+
+
+def _pixels_of(picture: Image.Image, channels: int) -> np.ndarray:
+    if picture.mode in ("F", "I"):
+        raise ValueError("32-bit pictures are not supported (8 or 16 bits per channel are)")
+    if picture.mode.startswith("I;16"):
+        # Pillow's conversion to 8 bits saturates instead of scaling.
+        return ((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    mode = {1: "L", 3: "RGB"}.get(channels)
+    return np.asarray(picture.convert(mode) if mode else picture)
 
 
 def _channels_of(image: np.ndarray, channels: int) -> np.ndarray:

@@ -51,6 +51,15 @@ def test_grey_arrays_are_read_as_grey_pictures(predictor):
         np.testing.assert_array_equal(predictor.predict(given), expected)
 
 
+def test_16_bit_pictures_are_scaled_to_8_bits(predictor):
+    grey = picture()[..., 0]
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    np.testing.assert_array_equal(predictor.predict(deep), predictor.predict(grey))
+    with pytest.raises(ValueError, match="32-bit pictures are not supported"):
+        predictor.predict(Image.fromarray(grey.astype(np.float32)))
+
+
 def test_lists_give_lists_and_generators_give_iterators(predictor):
     images = [picture(50, 60, 1), picture(80, 40, 2)]
     singly = [predictor.predict(image) for image in images]
@@ -323,3 +332,15 @@ def test_videos_are_skipped_when_finished_or_bad_and_become_gifs_when_asked(
     assert "0 of 1 files segmented" in capsys.readouterr().out
     assert run(model_dir, folder / "short.gif", "-o", out, "--video", ".mp4") == 0
     assert video_info(out / "overlay" / "short.mp4").num_frames == 3
+
+
+def test_a_video_that_cannot_be_written_does_not_stop_the_rest(model_dir, tmp_path, capsys):
+    folder, out = tmp_path / "clips", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.gif", "b.gif"):
+        with VideoWriter(folder / name, 5.0) as writer:
+            writer.write(picture(40, 50))
+    (out / "overlay" / "a.gif").mkdir(parents=True)
+    assert run(model_dir, folder, "-o", out, "--save", "overlay", "--overwrite") == 1
+    assert "a.gif" in capsys.readouterr().err
+    assert video_info(out / "overlay" / "b.gif").num_frames == 1

@@ -63,6 +63,11 @@ def test_pixels_that_are_none_are_wrong_usage(model_dir, photo, capsys):
     assert "'ten' is not a pixel such as 120,80" in capsys.readouterr().err
 
 
+def test_debug_is_taken_behind_the_subcommand(tmp_path):
+    with pytest.raises(ValueError, match="none"):
+        run("curves", tmp_path / "none", "-o", tmp_path / "c.png", "--debug")
+
+
 def test_curves_of_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = [tmp_path / parent / "run" for parent in ("one", "two")]
     for path in runs:
