@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+
+from segmenter_jax.data.specs import DatasetSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +78,48 @@ def mean_binary_scores(scores: Iterable[BinaryScore]) -> dict[str, float]:
             values = [getattr(score, name) for score in group]
             means[f"{name}{suffix}"] = float(np.mean(values)) if values else math.nan
     return means
+
+
+class BinaryScores:
+    """Scores the results of an evaluation as they pass.
+
+    Args:
+      spec: of a dataset whose classes are background and foreground.
+
+    Raises:
+      ValueError: the dataset has another number of classes.
+    """
+
+    def __init__(self, spec: DatasetSpec):
+        if spec.num_classes != 2:
+            raise ValueError(
+                "binary metrics are for a background and a foreground class; dataset "
+                f"{spec.name!r} has {spec.num_classes} classes"
+            )
+        self._spec = spec
+        self._scores: list[BinaryScore] = []
+
+    def collect(
+        self, results: Iterable[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]
+    ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]:
+        """Passes on examples with "label" and their maps with "probs", float (H, W, 2)."""
+        for example, maps in results:
+            probability = maps["probs"][..., 1]
+            score = binary_score(example["label"], probability, self._spec.ignore_label)
+            self._scores.append(score)
+            yield example, maps
+
+    def means(self) -> dict[str, float | None]:
+        """As `mean_binary_scores`, with None where there is no image."""
+        means = mean_binary_scores(self._scores)
+        return {name: None if math.isnan(value) else value for name, value in means.items()}
+
+    def table(self) -> str:
+        """The means as text."""
+        means, name = self.means(), self._spec.class_names[1]
+        lines = ["averaged over images        images    IoU %      MAE"]
+        for suffix, title in (("", "all"), ("_with", f"with {name}"), ("_without", f"no {name}")):
+            if count := means[f"images{suffix}"]:
+                numbers = f"{100 * means[f'iou{suffix}']:9.2f}{means[f'mae{suffix}']:9.4f}"
+                lines.append(f"{title:24}{count:10}{numbers}")
+        return "\n".join(lines)

@@ -6,18 +6,21 @@ python -m segmenter_jax.evaluate MODEL --dataset NAME --data_dir DIR
 import argparse
 import contextlib
 import dataclasses
+import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from segmenter_jax.binary_metrics import BinaryScores
 from segmenter_jax.checkpoints.model_dir import ModelDescription
 from segmenter_jax.command import (
     add_protocol_flags,
+    keep_freed_memory,
     protocol_overrides,
     run_command,
     use_compilation_cache,
@@ -26,7 +29,7 @@ from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.submission import encode_submission, submission_name
-from segmenter_jax.data.transforms import EvalTransform
+from segmenter_jax.data.transforms import EvalTransform, ImageTransform
 from segmenter_jax.inference import SlidingWindow
 from segmenter_jax.metrics import SegmentationReport, confusion_matrix
 from segmenter_jax.models import Segmenter
@@ -36,6 +39,8 @@ from segmenter_jax.visualize import legend, overlay
 from segmenter_jax.visualize.figures import calibration_figure, confusion_figure
 from segmenter_jax.visualize.overlays import as_rgb
 from segmenter_jax.visualize.sheets import Entry, contact_sheet, stack
+
+_Result = tuple[Example, Mapping[str, np.ndarray]]
 
 
 def evaluate_split(
@@ -125,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="segmenter_jax.evaluate",
         description="Evaluates a model, or PNG files of class ids that any tool made, on a split "
         "of a dataset, at the labels' own sizes. Classes that occur in neither labels nor "
-        "predictions are left out of the means.",
+        "predictions are left out of the means. A split without labels is predicted only, for "
+        "--save_predictions.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("model", nargs="?", help="model directory, workdir of a run, or checkpoint")
@@ -151,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration",
         metavar="FILE",
         help="also measure the calibration error; draw confidence against accuracy (.png)",
+    )
+    parser.add_argument(
+        "--binary",
+        action="store_true",
+        help="also average over images, for a background and a foreground class: IoU at 0.5 and "
+        "mean absolute error of the foreground's probability, with and without foreground apart",
     )
     parser.add_argument("--confusion", metavar="FILE", help="draw the confusion matrix (.png)")
     parser.add_argument("--worst", metavar="FILE", help="contact sheet of the worst images (.png)")
@@ -181,56 +193,102 @@ def _check_dataset(dataset: Dataset, description: ModelDescription) -> None:
         )
 
 
-def _evaluate_model(
+def _results_of_model(
     arguments: argparse.Namespace,
     model: tuple[ModelDescription, Any],
     dataset: Dataset,
     examples: Iterable[Example],
-    on_result: Callable[[Example, np.ndarray], None],
-) -> SegmentationReport:
+) -> tuple[str, Iterator[_Result]]:
+    """The protocol, and each example with the maps that the arguments need."""
     description, params = model
     settings = model_settings(description, **protocol_overrides(arguments))
     _check_dataset(dataset, description)
     engine = SlidingWindow(
         Segmenter(description.model), settings, mean=description.mean, std=description.std
     )
-    return evaluate_split(
-        engine,
-        params,
-        examples,
-        dataset.spec,
-        on_result,
-        boundary=arguments.boundary_iou,
-        calibration=arguments.calibration is not None,
-    )
+    wanted = {"ids": True, "confidence": arguments.calibration, "probs": arguments.binary}
+    outputs = tuple(name for name, needed in wanted.items() if needed)
+    return settings.protocol(), engine.predict(params, examples, outputs)
 
 
-def _evaluate_predictions(
-    arguments: argparse.Namespace,
-    dataset: Dataset,
-    examples: Iterable[Example],
-    on_result: Callable[[Example, np.ndarray], None],
-) -> SegmentationReport:
-    if arguments.calibration:
-        raise ValueError("files of class ids have no confidence: no --calibration for them")
+def _results_of_files(
+    arguments: argparse.Namespace, dataset: Dataset, examples: Iterable[Example]
+) -> tuple[str, Iterator[_Result]]:
     folder = pathlib.Path(arguments.predictions).expanduser()
     trained = arguments.prediction_ids == "trained"
     results = read_predictions(folder, examples, dataset.spec, trained)
-    protocol = f"predictions of {arguments.predictions}"
-    return score(results, dataset.spec, protocol, on_result, arguments.boundary_iou)
+    return f"predictions of {arguments.predictions}", results
+
+
+def _check_usage(arguments: argparse.Namespace) -> None:
+    """Refuses what would be ignored."""
+    if arguments.model:
+        return
+    for flag, missing in (("calibration", "confidence"), ("binary", "probabilities")):
+        if getattr(arguments, flag):
+            raise ValueError(f"files of class ids have no {missing}: no --{flag} for them")
+    if protocol_overrides(arguments) != {"scales": (1.0,), "flip": False}:
+        raise ValueError(
+            "files of class ids are scored as they are: --window, --stride, --scales, --flip, "
+            "--native and --batch_size are for models"
+        )
+
+
+def _check_unlabelled(arguments: argparse.Namespace, dataset: Dataset) -> None:
+    """Refuses what needs labels."""
+    scores = ("boundary_iou", "calibration", "binary", "confusion", "worst", "json", "csv")
+    asked = [f"--{flag}" for flag in scores if getattr(arguments, flag)]
+    if asked or not (arguments.model and arguments.save_predictions):
+        wrong = f", without {', '.join(asked)}" if asked else ""
+        raise ValueError(
+            f"split {arguments.split!r} of dataset {dataset.name!r} has no labels: it can only be "
+            f"predicted, by a model and with --save_predictions{wrong}"
+        )
 
 
 def _command(arguments: argparse.Namespace) -> None:
+    _check_usage(arguments)
+    keep_freed_memory()
     use_compilation_cache()
     # First what fails fast: building a dataset may take long.
     model = read_model(arguments.model) if arguments.model else None
     dataset = build_dataset(arguments.dataset, arguments.data_dir, arguments.source)
-    source = dataset.source(arguments.split)
+    spec = dataset.spec
+    source = dataset.source(arguments.split, needs_labels=False)
+    labelled = arguments.split not in dataset.unlabelled
+    if not labelled:
+        _check_unlabelled(arguments, dataset)
+    transform = EvalTransform(spec) if labelled else ImageTransform(spec)
+    with contextlib.closing(eval_examples(source, transform)) as examples:
+        counted = tqdm(examples, total=len(source), unit="image", disable=None)
+        if model is None:
+            protocol, results = _results_of_files(arguments, dataset, counted)
+        else:
+            protocol, results = _results_of_model(arguments, model, dataset, counted)
+        if labelled:
+            _score(arguments, spec, protocol, results)
+        else:
+            _save_only(arguments, spec, results)
+
+
+def _save_only(
+    arguments: argparse.Namespace, spec: DatasetSpec, results: Iterable[_Result]
+) -> None:
+    folder = pathlib.Path(arguments.save_predictions).expanduser()
+    write = _PredictionWriter(folder, spec)
+    for example, maps in results:
+        write(example, maps["ids"])
+    print(f"split {arguments.split!r} has no labels, so no scores; predictions: {folder}")
+
+
+def _score(
+    arguments: argparse.Namespace, spec: DatasetSpec, protocol: str, results: Iterable[_Result]
+) -> None:
     listeners: list[Callable[[Example, np.ndarray], None]] = []
     if arguments.save_predictions:
         folder = pathlib.Path(arguments.save_predictions).expanduser()
-        listeners.append(_PredictionWriter(folder, dataset.spec))
-    worst = _WorstImages(dataset.spec)
+        listeners.append(_PredictionWriter(folder, spec))
+    worst = _WorstImages(spec)
     if arguments.worst:
         listeners.append(worst)
 
@@ -238,20 +296,26 @@ def _command(arguments: argparse.Namespace) -> None:
         for listener in listeners:
             listener(example, ids)
 
-    with contextlib.closing(eval_examples(source, EvalTransform(dataset.spec))) as examples:
-        counted = tqdm(examples, total=len(source), unit="image", disable=None)
-        if model is None:
-            report = _evaluate_predictions(arguments, dataset, counted, on_result)
-        else:
-            report = _evaluate_model(arguments, model, dataset, counted, on_result)
+    binary = BinaryScores(spec) if arguments.binary else None
+    if binary:
+        results = binary.collect(results)
+    calibration = arguments.calibration is not None
+    report = score(results, spec, protocol, on_result, arguments.boundary_iou, calibration)
     print(report.table())
-    _write_files(arguments, report)
+    if binary:
+        print(binary.table())
+    _write_files(arguments, report, {"binary": binary.means()} if binary else {})
     if arguments.worst:
         worst.save(arguments.worst)
 
 
-def _write_files(arguments: argparse.Namespace, report: SegmentationReport) -> None:
-    for path, text in ((arguments.json, report.to_json), (arguments.csv, report.to_csv)):
+def _write_files(
+    arguments: argparse.Namespace, report: SegmentationReport, more: dict[str, Any]
+) -> None:
+    def as_json() -> str:
+        return json.dumps(json.loads(report.to_json()) | more, indent=2) + "\n"
+
+    for path, text in ((arguments.json, as_json), (arguments.csv, report.to_csv)):
         if path:
             pathlib.Path(path).expanduser().write_text(text(), encoding="utf-8")
     if arguments.confusion:

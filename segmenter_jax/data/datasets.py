@@ -11,13 +11,13 @@ import io
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segmenter_jax.data.decoded import DecodedSource, decoded_folder
 from segmenter_jax.data.specs import BENCHMARKS, DataError, DatasetSpec
+from segmenter_jax.data.staging import abandoned, finished_splits, keep_finished, staging
 from segmenter_jax.data.traps import SCENE_PARSE150
 
 GENERATED = ("shapes",)
@@ -93,15 +93,19 @@ class Dataset:
     splits: Mapping[str, int]
     unlabelled: tuple[str, ...] = ()
 
-    def source(self, split: str, *, needs_labels: bool = True) -> RecordSource:
+    def source(
+        self, split: str, *, needs_labels: bool = True, encoded: bool = False
+    ) -> RecordSource | DecodedSource:
         """Random access to a split.
 
         Args:
           split: name of the split.
           needs_labels: refuse a split that has none.
+          encoded: read the original bytes, also where there is a decoded copy.
 
         Returns:
-          A source of records with `image` and `label` (encoded bytes) and `name`.
+          A source of records with `image` and `label`, encoded bytes or pixels (the transforms take
+          either), and `name`.
 
         Raises:
           ValueError: there is no such split, or it has no labels.
@@ -115,6 +119,9 @@ class Dataset:
                 f"split {split!r} of dataset {self.name!r} has no labels: it can be predicted, but "
                 "neither trained on nor scored"
             )
+        copy = decoded_folder(self.directory, split)
+        if copy.is_dir() and not encoded:
+            return DecodedSource(copy)
         return RecordSource(self.directory, split, self.splits[split])
 
 
@@ -185,9 +192,7 @@ def build_dataset(
         raise ValueError(_no_source_message(name, source))
     if name not in GENERATED and source is None:
         raise ValueError(_missing_message(name, data_dir, source))
-    with _staging(directory) as staging:
-        builder = make_builder(name, staging, source, allow_partial=allow_partial)
-        _write(builder, staging, directory, overwrite)
+    _build(name, directory, source, overwrite, allow_partial)
     return open_dataset(name, data_dir, source)
 
 
@@ -227,25 +232,29 @@ def _no_source_message(name: str, source: PathLike) -> str:
     return f"dataset {name!r} is generated and takes no source, got {str(source)!r}"
 
 
-@contextlib.contextmanager
-def _staging(directory: Path) -> Iterator[Path]:
-    """A folder beside the final one, so that a failure changes nothing; gone afterwards."""
+def _build(
+    name: str,
+    directory: Path,
+    source: PathLike | None,
+    overwrite: bool,
+    allow_partial: bool,
+) -> None:
+    """Builds aside, taking the splits that an interrupted build has finished."""
     root = directory.parent.parent
-    created = [path for path in (root, *root.parents) if not path.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".build_", dir=root))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging)
-        for path in created:
-            if any(path.iterdir()):
-                break
-            path.rmdir()
+    digest = make_builder(name, root, source).digest() if name in BENCHMARKS else None
+    origin = {"name": name, "version": VERSION, "digest": digest}
+    with abandoned(root, origin) as left, staging(root, origin) as folder:
+        builder = make_builder(name, folder, source, allow_partial=allow_partial)
+        # Of other sources, only reading all of it tells whether anything changed.
+        if digest is not None:
+            for former in left:
+                builder.finished |= finished_splits(former, name)
+            builder.on_split = functools.partial(keep_finished, folder, name)
+        _write(builder, folder, directory, overwrite)
 
 
 def _write(builder: Any, staging: Path, directory: Path, overwrite: bool) -> None:
-    """Builds aside and moves the result into place."""
+    """Writes into the staging folder and moves the result into place."""
     # TFDS announces a download of unknown size into the staging folder; its bars go to stderr.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=staging / "downloads", file_format="array_record")

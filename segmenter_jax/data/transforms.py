@@ -54,10 +54,10 @@ def rescaled_size(
 
 
 def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes both parts of a record.
+    """Decodes both parts of a record, unless they are decoded already.
 
     Args:
-      record: `image` and `label` as encoded bytes, `name` for errors.
+      record: `image` and `label` as encoded bytes, `name` for errors; or both as this returns them.
       spec: the dataset's classes and channels.
 
     Returns:
@@ -69,6 +69,8 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
     name = record["name"]
     if "label" not in record:
         raise DataError(f"{name}: the record has no label")
+    if isinstance(record["image"], np.ndarray):
+        return record["image"], record["label"]
     image = decode_image(record["image"], name, channels=spec.channels)
     label = decode_label(record["label"], spec, name)
     if image.shape[:2] != label.shape:
@@ -190,7 +192,9 @@ class TrainTransform:
         for _ in range(1 + _CROP_REDRAWS):
             top = int(rng.integers(size[0] - height + 1))
             left = int(rng.integers(size[1] - width + 1))
-            crop = label[rows[top : top + height]].take(columns[left : left + width], axis=1)
+            # Whole rows are copied fast, so columns are taken as rows of the transposed crop.
+            part = cv2.transpose(label[rows[top : top + height]])
+            crop = cv2.transpose(part[columns[left : left + width]])
             if self._accepts(crop):
                 break
         return (top, left, height, width), crop
@@ -261,11 +265,12 @@ class ImageTransform:
         """Decodes one record.
 
         Args:
-          record: `image` as encoded bytes, `name`.
+          record: `image` as encoded bytes or decoded, `name`.
 
         Returns:
           `image` uint8 (H, W, C), `name`.
         """
-        name = record["name"]
-        image = decode_image(record["image"], name, channels=self.spec.channels)
+        name, image = record["name"], record["image"]
+        if not isinstance(image, np.ndarray):
+            image = decode_image(image, name, channels=self.spec.channels)
         return {"image": image, "name": name}

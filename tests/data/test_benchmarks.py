@@ -159,6 +159,14 @@ def test_wrong_thermal_images(array, message, tmp_path):
         build("rgbt_glass", tmp_path / "data", folder)
 
 
+def test_changed_thermal_image_is_noticed(tmp_path):
+    folder = replicas.write("rgbt_glass", tmp_path / "folder")
+    build("rgbt_glass", tmp_path / "data", folder)
+    np.save(folder / "test/office/000/temperature.npy", np.ones((48, 64), np.float64))
+    with pytest.raises(DataError, match="files were added, removed or changed in size"):
+        build("rgbt_glass", tmp_path / "data", folder)
+
+
 def test_missing_thermal_image(tmp_path):
     folder = replicas.write("rgbt_glass", tmp_path / "folder")
     (folder / "train/office/001/temperature.npy").unlink()

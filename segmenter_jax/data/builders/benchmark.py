@@ -53,6 +53,11 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
     def find_files(self, problems: list[str]) -> tuple[Paths, Paths]:
         """Finds images and labels by split and name; adds what is wrong to `problems`."""
 
+    def companions(self, images: Paths) -> dict[str, Paths]:
+        """Further files that records are made of, by what they are."""
+        del images
+        return {}
+
     def provenance(self) -> dict[str, Any]:
         """The source, and a digest that tells whether it has changed."""
         return {"source": str(self._files.root), "digest": self.digest()}
@@ -60,9 +65,10 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
     def digest(self) -> str:
         """SHA-256 over names and sizes; equal for an archive and the same files unpacked."""
         images, labels = self.find_files([])
+        kinds = {"image": images, "label": labels, **self.companions(images)}
         lines = [
             f"{kind} {split} {name} {self._files.size(path)}\n"
-            for kind, paths in (("image", images), ("label", labels))
+            for kind, paths in kinds.items()
             for split in sorted(paths)
             for name, path in sorted(paths[split].items())
         ]

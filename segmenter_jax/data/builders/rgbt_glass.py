@@ -36,6 +36,18 @@ class RGBTGlass(Benchmark, skip_registration=True):
                     problems.append(f"{path}: no {_THERMAL} beside it")
         return images, labels
 
+    def companions(self, images: Paths) -> dict[str, Paths]:
+        """The thermal images."""
+        found = {
+            split: {
+                name: thermal
+                for name, path in paths.items()
+                if (thermal := _sibling(path, _THERMAL)) in self._files
+            }
+            for split, paths in images.items()
+        }
+        return {"thermal": found}
+
     def read(self, name: str, image: str, label: str | None) -> RawRecord:
         """Reads one record and joins its two images."""
         record = super().read(name, image, label)
