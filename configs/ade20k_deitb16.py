@@ -14,5 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.variant = "B/16"
     config.model.distilled = True
     config.augment.normalization = "deit"
-    config.init_from = "deit_base_distilled_patch16_384.pth"  # From the DeiT authors.
+    # The authors' file, downloaded once; PyTorch reads it: pip install "segmenter_jax[torch]".
+    config.init_from = (
+        "https://dl.fbaipublicfiles.com/deit/deit_base_distilled_patch16_384-d0272ac0.pth"
+    )
     return config

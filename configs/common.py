@@ -14,7 +14,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # Of parameters, data order, augmentation and dropout.
     config.total_steps = 160_000  # Length of the run.
     config.batch_size = 8  # Global batch.
-    config.grad_accum_steps = 1  # Parts a batch is processed in: less memory, same result.
+    # Parts a batch is processed in: less memory, same gradient but for other draws of dropout.
+    config.grad_accum_steps = 1
+    config.ema_decay = (
+        0.0  # Of an average of the weights, evaluated and kept in their place; 0: off.
+    )
     config.init_from = ""  # Weights to start from: model directory, .npz, .pth or .safetensors.
 
     config.model = ml_collections.ConfigDict()
@@ -67,6 +71,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.momentum = 0.9  # Of SGD.
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = placeholder(float)  # Bound of the gradient norm; None: none.
+    config.optimizer.layer_decay = 1.0  # Learning rate of an encoder layer over that of the next.
+    config.optimizer.freeze_encoder = False  # Train the decoder only.
+    config.optimizer.max_skipped_updates = (
+        0  # Non-finite updates left out in a row; 0: stop at once.
+    )
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.class_weights = ()  # One weight per class, for example (1.0, 0.5, 2.0); (): all 1.
 
     config.eval = ml_collections.ConfigDict()
     config.eval.every_steps = 10_000  # 0: only at the end.
@@ -81,6 +93,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 50
+    config.log.stall_seconds = 600.0  # Without a step, until stacks are printed; 0: never.
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1  # Pieces that parameters and optimizer state are cut into.

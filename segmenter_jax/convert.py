@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from segmenter_jax.checkpoints import export
@@ -23,10 +21,11 @@ from segmenter_jax.checkpoints.atomic import absolute
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.download import sha256_of
 from segmenter_jax.checkpoints.foreign import MODEL_DIRECTORY, Checkpoint, open_checkpoint
-from segmenter_jax.checkpoints.model_dir import Params, check_params, flatten, save_model
+from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.command import run_command
 from segmenter_jax.data.augment import NORMALIZATION
-from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.initial import Params, init_some_params
 from segmenter_jax.resampling import Method
 
 _DESCRIPTION = """\
@@ -97,7 +96,7 @@ def convert(
     describe = _describe(checkpoint, config, options)
 
     def initial(names: list[str]) -> Mapping[str, Any]:
-        return initial_params(config, names, options.seed)
+        return init_some_params(config, names, options.seed)
 
     flat, report = adapt(checkpoint, config, initial, options.position_method)
     params = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
@@ -123,54 +122,51 @@ def load_any(source: os.PathLike | str, **options: Any) -> tuple[ModelDescriptio
 
 def load_init(
     source: os.PathLike | str,
-    config: SegmenterConfig,
-    params: Params,
-    position_method: Method = "bicubic",
-) -> tuple[Params, Report]:
+    target: ModelDescription,
+    seed: int,
+) -> tuple[Params, dict[str, Any], Report]:
     """Starts training from a source of weights.
 
     Everything that fits is taken: the encoder always, the decoder where it is of the same kind.
-    Parameters that depend on the number of classes stay as they are if it differs. `config` decides
-    how the model computes; if the source was trained with another `layer_norm_eps` or `gelu`, the
-    report warns.
+    Parameters that depend on the number of classes are newly initialised if it differs. `target`
+    decides how the model computes; if the source was trained with another `layer_norm_eps`, `gelu`
+    or normalisation, the report warns. Position embeddings are resized as in `convert` by default;
+    for another way, convert first and start from the model directory.
 
     Args:
       source: see `checkpoints.foreign.open_checkpoint`.
-      config: the network to train.
-      params: its initialised parameters; not modified.
-      position_method: how position embeddings are resized.
+      target: the network to train, and how its images are normalised.
+      seed: of newly initialised parameters.
 
     Returns:
-      New parameters, and what happened to each.
+      Parameters on the host, where they come from (JSON values, with the sha256 of the source), and
+      what happened to each.
 
     Raises:
       ValueError: the source cannot be read or explained, or its encoder is another one.
     """
-    check_params(params, config, "load_init")
-    present = flatten(params)
+    config = target.model
     checkpoint = open_checkpoint(source, config.num_heads, config.image_size)
-    flat, report = adapt(
-        checkpoint, config, lambda names: {n: present[n] for n in names}, position_method
-    )
-    return unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()}), report
+
+    def initial(names: list[str]) -> Mapping[str, Any]:
+        return init_some_params(config, names, seed)
+
+    options = ConvertOptions(seed=seed)
+    flat, report = adapt(checkpoint, config, initial, options.position_method)
+    report.warnings += _normalization_warnings(checkpoint, target)
+    params = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
+    return params, _provenance(checkpoint, options, report), report
 
 
-def initial_params(config: SegmenterConfig, names: Sequence[str], seed: int) -> dict[str, Any]:
-    """Some of a network's initial parameters; the others are not computed.
-
-    Args:
-      config: the network.
-      names: flat names wanted.
-      seed: of `Segmenter.init`.
-    """
-
-    @jax.jit
-    def init(key: jax.Array) -> dict[str, jax.Array]:
-        image = jnp.zeros((1, *config.image_size, config.in_channels))
-        flat = flatten(Segmenter(config).init(key, image)["params"])
-        return {name: flat[name] for name in names}
-
-    return jax.device_get(init(jax.random.key(seed)))
+def _normalization_warnings(checkpoint: Checkpoint, target: ModelDescription) -> list[str]:
+    known = {k: v for k, v in checkpoint.description.items() if k in ("mean", "std")}
+    theirs = dataclasses.replace(target, **known)
+    return [
+        f"the source was trained with {name}={getattr(theirs, name)}; images are normalised with "
+        f"{getattr(target, name)} here (augment.normalization)"
+        for name in known
+        if getattr(theirs, name) != getattr(target, name)
+    ]
 
 
 def _target_config(checkpoint: Checkpoint, options: ConvertOptions) -> SegmenterConfig:
@@ -231,8 +227,9 @@ def _describe(
     try:
         description = ModelDescription(model=config, **known)
         description = ModelDescription.from_json(description.to_json(), checkpoint.source)
-    except TypeError as error:
-        raise CheckpointError(f"{checkpoint.source}: wrong description: {error}") from None
+    except (TypeError, ValueError) as error:
+        message = str(error).removeprefix(f"{checkpoint.source}: ")
+        raise CheckpointError(f"{checkpoint.source}: wrong description: {message}") from None
 
     def complete(report: Report) -> ModelDescription:
         provenance = _provenance(checkpoint, options, report)

@@ -95,7 +95,7 @@ def read_float32(path: os.PathLike | str, name: str, array: LazyArray) -> np.nda
     try:
         values = array.load()
     except (*_ZIP_ERRORS, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: array {name} is damaged: {one_line(error)}") from error
+        raise CheckpointError(f"{path}: array {name} is damaged: {first_line(error)}") from error
     if tuple(values.shape) != array.shape:
         raise CheckpointError(f"{path}: array {name} has shape {values.shape}, not {array.shape}")
     with np.errstate(over="ignore"):
@@ -106,7 +106,7 @@ def read_float32(path: os.PathLike | str, name: str, array: LazyArray) -> np.nda
     return values
 
 
-def one_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an error's message, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -162,7 +162,7 @@ def _read_npz(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]
                 shape, dtype = _npy_header(file)
         except (*_ZIP_ERRORS, ValueError) as error:
             raise CheckpointError(
-                f"{path}: array {member[:-4]} is damaged: {one_line(error)}"
+                f"{path}: array {member[:-4]} is damaged: {first_line(error)}"
             ) from None
         if dtype.hasobject:
             raise CheckpointError(
@@ -220,7 +220,7 @@ def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[st
                     tuple(part.get_shape()), dtype and np.dtype(dtype), loader(name)
                 )
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged .safetensors file: {one_line(error)}") from None
+        raise CheckpointError(f"{path}: damaged .safetensors file: {first_line(error)}") from None
     return arrays, {}
 
 
@@ -245,7 +245,7 @@ def _read_torch(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any
                 f"{path}: holds Python objects besides weights, which are never loaded; where it "
                 "is trusted, save its state dict alone with torch.save and convert that"
             ) from None
-        raise CheckpointError(f"{path}: damaged PyTorch file: {one_line(error)}") from None
+        raise CheckpointError(f"{path}: damaged PyTorch file: {first_line(error)}") from None
     return _torch_arrays(path, content)
 
 

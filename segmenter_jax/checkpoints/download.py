@@ -21,7 +21,7 @@ from typing import Any
 
 from etils import epath
 
-from segmenter_jax.checkpoints.arrays import CheckpointError, one_line
+from segmenter_jax.checkpoints.arrays import CheckpointError, first_line
 
 # The public bucket "vit_models", over https.
 _BUCKET = "gs://vit_models/"
@@ -133,7 +133,7 @@ def download(url: str, path: pathlib.Path, attempts: int = _ATTEMPTS) -> None:
             elif error.code < 500:
                 raise DownloadError(f"cannot download {url}: {reason}") from None
         except (OSError, http.client.HTTPException) as error:
-            reason = one_line(error)
+            reason = first_line(error)
     else:
         raise DownloadError(f"cannot download {url}: {reason}")
     os.replace(part, path)
@@ -240,5 +240,5 @@ def _copy_remote(text: str) -> pathlib.Path:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{text}: cannot be read: {one_line(error)}") from error
+        raise CheckpointError(f"{text}: cannot be read: {first_line(error)}") from error
     return path

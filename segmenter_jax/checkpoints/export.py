@@ -8,8 +8,9 @@ from etils import epath
 from segmenter_jax.checkpoints.arrays import CheckpointError
 from segmenter_jax.checkpoints.atomic import absolute, is_local, publish, recover, staging
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.checkpoints.model_dir import Params, flatten
+from segmenter_jax.checkpoints.model_dir import flatten
 from segmenter_jax.checkpoints.reference import VARIANT_FILE, make_variant, state_dict
+from segmenter_jax.models.initial import Params
 
 _FILES = {"reference": "checkpoint.pth", "safetensors": "model.safetensors"}
 

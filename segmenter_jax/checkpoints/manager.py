@@ -3,25 +3,50 @@
 import logging
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from segmenter_jax import processes
+from segmenter_jax.checkpoints.atomic import absolute
+from segmenter_jax.checkpoints.bit_sums import bit_sums
+
 logger = logging.getLogger("segmenter_jax")
+
+_STATE, _DATA = "state", "data"
+
+# What one process made of a checkpoint; of several processes the highest counts.
+_GOOD, _DAMAGED, _UNUSABLE = range(3)
+
+# Words of file systems for what is no property of the files: nothing is wrong with a checkpoint.
+_TRANSIENT = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+)
+
+
+# Shape and dtype.
+_Leaf = tuple[tuple[int, ...], str]
 
 
 class CheckpointError(ValueError):
-    """No checkpoint of a run can be restored."""
+    """A checkpoint of a run cannot be written, or none can be restored."""
 
 
 class Checkpoints:
     """The latest states of one run, in `WORKDIR/checkpoints/STEP/`.
 
     Each holds the train state and the data position, saved together. Saving returns as soon as the
-    values are copied; a directory gets its final name only when everything is in it.
+    values are copied; a directory gets its final name only when everything is in it. With several
+    processes, all of them make the same calls.
     """
 
     def __init__(self, workdir: str, keep: int):
-        """Opens or creates the folder.
+        """Opens or creates the folder, and removes what interrupted saves have left.
 
         Args:
           workdir: of the run; local or remote.
@@ -32,13 +57,16 @@ class Checkpoints:
         """
         if keep < 1:
             raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
-        self._path = epath.Path(workdir).expanduser().resolve() / "checkpoints"
+        self._path = absolute(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._path,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=True
+                max_to_keep=keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
             ),
-            item_names=("state", "data"),
+            item_names=(_STATE, _DATA),
         )
 
     def save(self, state: Any, data: dict[str, Any], step: int) -> None:
@@ -48,18 +76,26 @@ class Checkpoints:
           state: pytree of arrays. May be donated or changed once this returns.
           data: JSON values: the data position.
           step: number of updates done.
+
+        Raises:
+          CheckpointError: this or the save before it failed, for example for lack of space; older
+            checkpoints are as they were.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
-            ),
-        )
+        record = {"position": data, "bit_sums": bit_sums(state)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{_STATE: ocp.args.StandardSave(state), _DATA: ocp.args.JsonSave(record)}
+                ),
+            )
+        except Exception as error:
+            raise self._not_written(error) from error
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Newest readable checkpoint; a damaged one is reported and the one before it is used.
+        """Newest whole checkpoint; damaged ones after it are set aside as `STEP.damaged`.
 
         Args:
           target: pytree of `jax.ShapeDtypeStruct` with shardings: the state wanted, on the devices
@@ -69,33 +105,131 @@ class Checkpoints:
           (state, data position), or None if nothing was ever saved.
 
         Raises:
-          CheckpointError: there are checkpoints, and none can be read into the target.
+          CheckpointError: the newest whole checkpoint is one of another model; or none is whole;
+            or reading failed for a reason outside of the files. All of them are as they were.
         """
+        wanted = _leaves(target)
+        damaged: dict[epath.Path, str] = {}
+        # One process says what there is: a shared file system may show others something older.
         steps = sorted(self._manager.all_steps(), reverse=True)
-        reason = None
-        for step in steps:
-            try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-                    ),
-                )
-            except Exception as error:  # Orbax raises many types for a damaged directory.
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                logger.warning("checkpoint %s is unreadable: %s", self._path / str(step), reason)
-                continue
-            for damaged in steps[: steps.index(step)]:
-                # Its number is needed again by the run that goes on.
-                self._manager.delete(damaged)
-            return restored["state"], restored["data"]
-        if steps:
+        for index in range(processes.broadcast(len(steps))):
+            step = processes.broadcast(steps[index] if index < len(steps) else 0)
+            path = self._path / str(step)
+            restored, damaged[path] = self._restore_step(path, target, wanted)
+            if restored is not None:
+                del damaged[path]
+                self._set_aside(damaged)
+                return restored
+        if damaged:
+            reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
             raise CheckpointError(
-                f"none of the checkpoints {steps} in {self._path} fits this run; last reason: "
-                f"{reason}. Use another --workdir to start afresh"
+                f"no checkpoint in {self._path} is whole: {reasons}. Use another --workdir, or "
+                "move them away to start afresh in this one"
             )
         return None
 
+    def _restore_step(
+        self, path: epath.Path, target: Any, wanted: dict[str, _Leaf]
+    ) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
+        """(state and position, ""), or (None, what is wrong); all processes agree."""
+        verdict, reason, restored = _GOOD, "another process cannot read it", None
+        try:
+            restored = _read(path, target, wanted)
+        except Exception as error:  # Orbax raises many types for a damaged directory.
+            verdict = _UNUSABLE if _is_no_damage(error) else _DAMAGED
+            reason = _first_line(error)
+        verdict = processes.highest(verdict)
+        if verdict == _UNUSABLE:
+            raise CheckpointError(f"checkpoint {path} cannot be restored: {reason}")
+        if verdict == _DAMAGED:
+            return None, reason
+        state, record = restored
+        found, saved = bit_sums(state), record["bit_sums"]
+        changed = [name for name in sorted(found) if found[name] != saved.get(name)]
+        if changed:
+            return None, f"other values than were saved in {len(changed)} arrays: {changed[0]}, ..."
+        return (state, record["position"]), ""
+
+    def _set_aside(self, damaged: dict[epath.Path, str]) -> None:
+        """Renames checkpoints whose numbers are needed by the run that goes on."""
+        for path, reason in damaged.items():
+            if jax.process_index() > 0:
+                break
+            aside = path.with_name(f"{path.name}.damaged")
+            copies = len(list(self._path.glob(f"{aside.name}*")))
+            if copies:
+                aside = path.with_name(f"{aside.name}.{copies + 1}")
+            path.rename(aside)
+            logger.warning("checkpoint %s is damaged, and kept as %s: %s", path, aside.name, reason)
+        if damaged:
+            # After the renames, in every process.
+            processes.broadcast(0)
+            self._manager.reload()
+
+    def _not_written(self, error: Exception) -> CheckpointError:
+        self._manager.reload()
+        return CheckpointError(
+            f"{self._path}: a checkpoint could not be written: {_first_line(error)}. Those of "
+            f"steps {sorted(self._manager.all_steps())} are as they were"
+        )
+
     def close(self) -> None:
-        """Waits for running writes and releases the folder."""
-        self._manager.close()
+        """Waits for running writes and releases the folder; raises as `save` does."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._not_written(error) from error
+
+
+def _read(path: epath.Path, target: Any, wanted: dict[str, _Leaf]) -> tuple[Any, dict[str, Any]]:
+    record = ocp.JsonCheckpointHandler().restore(path / _DATA, args=ocp.args.JsonRestore())
+    if not isinstance(record, dict) or record.keys() != {"position", "bit_sums"}:
+        raise TypeError(f"{_DATA} holds no data position")
+    # The manager's own restore waits for processes that may have failed.
+    handler = ocp.StandardCheckpointHandler()
+    _check_fits(handler.metadata(path / _STATE).tree, wanted)
+    return handler.restore(path / _STATE, args=ocp.args.StandardRestore(target)), record
+
+
+def _leaves(tree: Any) -> dict[str, _Leaf]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (tuple(x.shape), str(x.dtype))
+        for path, x in paths
+    }
+
+
+def _check_fits(saved: Any, wanted: dict[str, _Leaf]) -> None:
+    """Raises CheckpointError if a checkpoint is whole but of another model or optimizer."""
+    arrays = [leaf for leaf in jax.tree.leaves(saved) if hasattr(leaf, "shape")]
+    found = {leaf.name: (tuple(leaf.shape), str(leaf.dtype)) for leaf in arrays}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            there, here = (_told(leaves.get(name)) for leaves in (found, wanted))
+            raise CheckpointError(
+                f"it is one of another model or optimizer: {name} is {there} there and {here} here"
+            )
+
+
+def _told(leaf: _Leaf | None) -> str:
+    return "missing" if leaf is None else f"{leaf[1]} {leaf[0]}"
+
+
+def _first_line(error: Exception) -> str:
+    error = _root(error)
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, CheckpointError) else f"{type(error).__name__}: {line[:300]}"
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised for: Orbax wraps what TensorStore says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_no_damage(error: BaseException) -> bool:
+    error = _root(error)
+    if isinstance(error, CheckpointError | MemoryError | PermissionError):
+        return True
+    return any(word in str(error) for word in _TRANSIENT)

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from segmenter_jax.checkpoints.arrays import first_line
 from segmenter_jax.checkpoints.atomic import (
     absolute,
     is_local,
@@ -25,7 +26,8 @@ from segmenter_jax.checkpoints.atomic import (
     staging,
 )
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.initial import Params, abstract_params
 
 __all__ = [
     "ModelDescription",
@@ -43,14 +45,6 @@ PARAMS_FOLDER = "params"
 
 # Where a workdir keeps its models, in order of preference.
 WORKDIR_MODELS = ("model/best", "model/latest")
-
-Params = dict[str, Any]
-
-
-def abstract_params(config: SegmenterConfig) -> Params:
-    """Parameter tree of a network: `jax.ShapeDtypeStruct` leaves, nothing computed."""
-    image = jax.ShapeDtypeStruct((1, *config.image_size, config.in_channels), jnp.float32)
-    return jax.eval_shape(Segmenter(config).init, jax.random.key(0), image)["params"]
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -154,7 +148,7 @@ def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
         try:
             metadata = checkpointer.metadata(folder).item_metadata.tree
         except Exception as error:
-            raise ValueError(f"{folder}: no readable parameters: {_first_line(error)}") from error
+            raise ValueError(f"{folder}: no readable parameters: {first_line(error)}") from error
         check_params(metadata, description.model, os.fspath(folder))
         restore = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), metadata
@@ -164,7 +158,7 @@ def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
                 folder, args=ocp.args.PyTreeRestore(metadata, restore_args=restore)
             )
         except Exception as error:
-            raise ValueError(f"{folder}: damaged parameters: {_first_line(error)}") from error
+            raise ValueError(f"{folder}: damaged parameters: {first_line(error)}") from error
     return description, params
 
 
@@ -212,7 +206,3 @@ def _as_float32(params: Params) -> Params:
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"save_model: {name}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import yaml
 
-from segmenter_jax.checkpoints.arrays import CheckpointError, one_line
+from segmenter_jax.checkpoints.arrays import CheckpointError, first_line
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.mapping import (
     LINEAR,
@@ -52,6 +52,7 @@ _ASPECT_BOUND = {"ade20k": 4.0, "pascal_context": 8.0, "cityscapes": 2.0}
 _OWN_GROUP = "segmenter_jax"
 _OWN_FIELDS = ("classes", "colors", "mean", "std", "ignore_label", "base_size", "aspect_bound")
 
+_DECODERS = {"linear": "linear", "mask_transformer": "mask"}
 _BACKBONES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
 
 
@@ -118,7 +119,7 @@ def read_variant(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         variant = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {one_line(error)}") from None
+        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from None
     net = _group(path, variant, "net_kwargs")
     decoder = _group(path, net, "decoder")
     known = {
@@ -131,16 +132,14 @@ def read_variant(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "distilled": net.get("distilled"),
         "dropout_rate": net.get("dropout"),
         "drop_path_rate": net.get("drop_path_rate"),
-        "decoder": {"linear": "linear", "mask_transformer": "mask"}.get(decoder.get("name")),
+        "decoder": _DECODERS[_choice(path, "net_kwargs.decoder.name", decoder, _DECODERS)],
         "decoder_depth": decoder.get("n_layers"),
         "decoder_dropout_rate": decoder.get("dropout"),
         "decoder_drop_path_rate": decoder.get("drop_path_rate"),
     }
-    if known["decoder"] is None:
-        raise CheckpointError(f"{path}: net_kwargs.decoder.name is {decoder.get('name')!r}")
     for field, value in known.items():
-        if field != "decoder" and value is not None and not isinstance(value, int | float):
-            raise CheckpointError(f"{path}: {field}: found {value!r}, expected a number")
+        if field != "decoder" and value is not None:
+            _number(path, field, value)
     fields = {name: value for name, value in known.items() if value is not None}
     if "image_size" in net:
         fields["image_size"] = _image_size(path, net["image_size"])
@@ -150,16 +149,13 @@ def read_variant(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _own_fields(
     path: pathlib.Path, variant: dict[str, Any], net: dict[str, Any], fields: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    inference = variant.get("inference_kwargs") or {}
-    dataset = variant.get("dataset_kwargs") or {}
+    inference = _optional_group(path, variant, "inference_kwargs")
+    dataset = _optional_group(path, variant, "dataset_kwargs")
     described: dict[str, Any] = {}
-    normalization = net.get("normalization") or dataset.get("normalization")
-    if normalization is not None:
-        if normalization not in NORMALIZATION:
-            raise CheckpointError(
-                f"{path}: normalization is {normalization!r}; known are {tuple(NORMALIZATION)}"
-            )
-        described["mean"], described["std"] = NORMALIZATION[normalization]
+    for group in (dataset, net):
+        if group.get("normalization") is not None:
+            normalization = _choice(path, "normalization", group, NORMALIZATION)
+            described["mean"], described["std"] = NORMALIZATION[normalization]
     for theirs, ours in (
         ("im_size", "base_size"),
         ("window_size", "window"),
@@ -167,13 +163,34 @@ def _own_fields(
     ):
         if isinstance(inference.get(theirs), int):
             described[ours] = inference[theirs]
-    if dataset.get("dataset") in _ASPECT_BOUND:
-        described["aspect_bound"] = _ASPECT_BOUND[dataset["dataset"]]
-    own = variant.get(_OWN_GROUP)
-    if isinstance(own, dict):
-        described |= {name: own[name] for name in _OWN_FIELDS if name in own}
-        fields |= {name: own[name] for name in ("layer_norm_eps", "gelu") if name in own}
+    # Other datasets than the published ones keep the default.
+    for name, bound in _ASPECT_BOUND.items():
+        if dataset.get("dataset") == name:
+            described["aspect_bound"] = bound
+    own = _optional_group(path, variant, _OWN_GROUP)
+    described |= {name: own[name] for name in _OWN_FIELDS if name in own}
+    if "layer_norm_eps" in own:
+        fields["layer_norm_eps"] = _number(path, "layer_norm_eps", own["layer_norm_eps"])
+    if "gelu" in own:
+        fields["gelu"] = _choice(path, "gelu", own, ("exact", "tanh"))
     return fields, described
+
+
+def _optional_group(path: pathlib.Path, parent: dict[str, Any], name: str) -> dict[str, Any]:
+    return _group(path, parent, name) if parent.get(name) is not None else {}
+
+
+def _choice(path: pathlib.Path, field: str, group: dict[str, Any], choices: Collection[str]) -> str:
+    value = group.get(field.rpartition(".")[2])
+    if not isinstance(value, str) or value not in choices:
+        raise CheckpointError(f"{path}: {field} is {value!r}; known are {tuple(choices)}")
+    return value
+
+
+def _number(path: pathlib.Path, field: str, value: Any) -> int | float:
+    if not isinstance(value, int | float):
+        raise CheckpointError(f"{path}: {field}: found {value!r}, expected a number")
+    return value
 
 
 def _group(path: pathlib.Path, parent: Any, name: str) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from segmenter_jax.checkpoints.adapt import inflate_patch_kernel
 from segmenter_jax.checkpoints.foreign import open_checkpoint
 from segmenter_jax.checkpoints.model_dir import (
     ModelDescription,
-    abstract_params,
     flatten,
     load_model,
     save_model,
 )
 from segmenter_jax.models import Segmenter, upsample
+from segmenter_jax.models.initial import init_params, init_some_params
 from segmenter_jax.models.vit import resize_position_embedding
 from segmenter_jax.resampling import resize_matrix
 from tests.golden_params import golden_config, golden_params
@@ -43,12 +43,6 @@ def token_error(description, params, expected_file):
             {"params": params}, expected["image_nhwc"], method=Segmenter.encode
         )
         return np.abs(tokens - expected["encoder_tokens"]).max()
-
-
-def initialised(config):
-    """Stands for a fresh initialisation, which takes long to compile."""
-    rng = np.random.default_rng(3)
-    return jax.tree.map(lambda x: rng.normal(size=x.shape), abstract_params(config))
 
 
 def assert_same(params, other):
@@ -183,15 +177,6 @@ def test_segmenter_checkpoints_match(golden_dir, name):
         np.testing.assert_allclose(logits, data["padded/logits_nhwc"], atol=1e-5)
 
 
-def test_variant_yml_describes_the_model(golden_dir):
-    pytest.importorskip("torch")
-    description, _ = convert.load_any(golden_dir / "segm_linear_distilled.pth")
-    assert (description.window, description.stride, description.base_size) == (64, 48, 64)
-    assert description.mean == (0.485, 0.456, 0.406) and description.aspect_bound == 4
-    assert description.provenance["format"] == "reference"
-    assert len(description.provenance["sha256"]) == 64
-
-
 def test_reference_alone_asks_for_what_it_cannot_tell(golden_dir, tmp_path):
     pytest.importorskip("torch")
     path = tmp_path / "checkpoint.pth"
@@ -202,15 +187,6 @@ def test_reference_alone_asks_for_what_it_cannot_tell(golden_dir, tmp_path):
         convert.load_any(path, num_heads=2)
     _, params = convert.load_any(path, num_heads=2, normalization="vit")
     assert_same(params, golden_params("segm_mask"))
-
-
-def test_variant_yml_that_contradicts_the_weights(golden_dir, tmp_path):
-    pytest.importorskip("torch")
-    (tmp_path / "c.pth").write_bytes((golden_dir / "segm_mask.pth").read_bytes())
-    text = (golden_dir / "segm_mask.variant.yml").read_text().replace("n_cls: 7", "n_cls: 8")
-    (tmp_path / "variant.yml").write_text(text)
-    with pytest.raises(ValueError, match=r"num_classes is 8, but the weights beside it have 7"):
-        convert.load_any(tmp_path / "c.pth")
 
 
 def test_mmseg_linear_head(golden_dir, tmp_path):
@@ -342,46 +318,10 @@ def test_seed_decides_the_new_decoder(golden_dir):
 
 def test_a_new_decoder_is_that_of_the_models_own_initialisation():
     config = golden_config("segm_linear_distilled")
-    image = np.zeros((1, 64, 64, 3), np.float32)
-    expected = jax.jit(Segmenter(config).init)(jax.random.key(4), image)["params"]
-    found = convert.initial_params(config, ["decoder/head/kernel"], seed=4)
+    expected = init_params(config, seed=4)
+    found = init_some_params(config, ["decoder/head/kernel"], seed=4)
     expected = expected["decoder"]["head"]["kernel"]
     np.testing.assert_allclose(found["decoder/head/kernel"], expected, atol=1e-7)
-
-
-def test_init_from_encoder_keeps_the_given_decoder(golden_dir):
-    config = golden_config("segm_mask", image_size=(96, 64))
-    params = initialised(config)
-    found, report = convert.load_init(golden_dir / GOOGLE, config, params)
-    assert_same(found["decoder"], params["decoder"])
-    expected = convert.load_any(
-        golden_dir / GOOGLE, num_classes=7, decoder="linear", image_size=(96, 64), window=64
-    )
-    assert_same(found["encoder"], expected[1]["encoder"])
-    assert [entry[0] for entry in report.resized] == ["encoder/pos_embedding"]
-    assert report.warnings == [
-        "the source was trained with layer_norm_eps=1e-06; the model computes with 1e-05",
-        "the source was trained with gelu=tanh; the model computes with exact",
-    ]
-
-
-def test_init_from_another_decoder_drops_it(golden_dir):
-    pytest.importorskip("torch")
-    config = golden_config("segm_mask", decoder="linear")
-    params = initialised(config)
-    found, report = convert.load_init(golden_dir / "segm_mask.pth", config, params)
-    assert_same(found["decoder"], params["decoder"])
-    assert {e[2] for e in report.initialised} == {
-        "mask decoder of 2 layers in the source, linear decoder here"
-    }
-
-
-@pytest.mark.parametrize("field, value", [("depth", 3), ("patch_size", 8), ("distilled", True)])
-def test_init_from_another_encoder_fails(golden_dir, field, value):
-    config = golden_config("segm_mask", **{field: value})
-    params = initialised(config)
-    with pytest.raises(ValueError, match=rf"encoder has {field}=.*, the model wants {value}"):
-        convert.load_init(golden_dir / GOOGLE, config, params)
 
 
 def test_standard_widths_know_their_heads(tmp_path):
