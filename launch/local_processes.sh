@@ -3,49 +3,80 @@
 #
 #   launch/local_processes.sh NUM_PROCESSES --config=configs/quickstart.py --workdir=runs/two ...
 #
-# DRY_RUN=1 prints the commands instead. The output of process N goes to WORKDIR/process_N.log, if a
-# --workdir is given; that of process 0 also to the terminal.
+# DRY_RUN=1 prints the commands instead. Process N writes to WORKDIR/process_N.log, if a --workdir
+# is given; process 0 also to the terminal. Ctrl-C and SIGTERM save and leave. On a machine without
+# GPU or TPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 gives each process 4 devices.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
-  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 count=$1
 shift
-port=${PORT:-$((20000 + RANDOM % 20000))}
+port=${PORT:-$((20000 + RANDOM % 10000))}
 python=${PYTHON:-python}
+grace=${GRACE_SECONDS:-90}
 
-logs=$(mktemp -d)
+logs=
 for argument in "$@"; do
   if [[ $argument == --workdir=* ]]; then logs=${argument#--workdir=}; fi
 done
 
-pids=()
-stop() { kill "${pids[@]}" 2>/dev/null || true; }
-trap stop INT TERM
-
-for ((i = 0; i < count; i++)); do
+command_of() {
   command=("$python" -m segmenter_jax.main "--coordinator=localhost:$port"
-    "--num_processes=$count" "--process_id=$i" "$@")
-  if [[ -n ${DRY_RUN:-} ]]; then
+    "--num_processes=$count" "--process_id=$1" "${@:2}")
+}
+
+if [[ -n ${DRY_RUN:-} ]]; then
+  for ((i = 0; i < count; i++)); do
+    command_of "$i" "$@"
     printf '%q ' "${command[@]}"
     printf '\n'
-    continue
-  fi
-  mkdir -p "$logs"
+  done
+  exit
+fi
+
+if [[ -z $logs ]]; then logs=$(mktemp -d); fi
+mkdir -p "$logs"
+# Every process in a group of its own: Ctrl-C reaches this script only, which tells each once.
+set -m
+pids=()
+for ((i = 0; i < count; i++)); do
+  command_of "$i" "$@"
   if ((i == 0)); then
-    "${command[@]}" 2>&1 | tee "$logs/process_$i.log" &
+    "${command[@]}" > >(trap '' INT TERM; exec tee -a "$logs/process_$i.log") 2>&1 &
   else
-    "${command[@]}" >"$logs/process_$i.log" 2>&1 &
+    "${command[@]}" >>"$logs/process_$i.log" 2>&1 &
   fi
   pids+=($!)
 done
 
+stop() { kill -s "$1" "${pids[@]}" 2>/dev/null || true; }
+trap 'stop TERM' INT TERM
+
 status=0
-for pid in "${pids[@]}"; do
-  # One that fails takes the others down, so that nobody waits for it forever.
-  wait "$pid" || { status=$?; stop; }
+deadline=
+while ((${#pids[@]})); do
+  left=()
+  for pid in "${pids[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      left+=("$pid")
+      continue
+    fi
+    code=0
+    wait "$pid" || code=$?
+    if ((code && !status)); then
+      status=$code
+      echo "a process (pid $pid) ended with code $code; the others are stopped" >&2
+      deadline=$((SECONDS + grace))
+      stop TERM
+    fi
+  done
+  pids=(${left[@]+"${left[@]}"})
+  # One that waits for a process that is gone may not hear the first signal.
+  if [[ -n $deadline ]] && ((SECONDS > deadline)); then stop KILL; fi
+  sleep 0.2
 done
 exit "$status"

@@ -1,8 +1,8 @@
 """From a config to the parts of a run: dataset, network, optimizer, description."""
 
 import dataclasses
+import math
 
-import jax
 import ml_collections
 import optax
 from jax.sharding import Mesh
@@ -13,8 +13,9 @@ from segmenter_jax.data.augment import NORMALIZATION
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import TrainTransform
+from segmenter_jax.logging import logger
 from segmenter_jax.models import Segmenter, SegmenterConfig
-from segmenter_jax.train_step import StepOptions
+from segmenter_jax.train_state import StepOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,6 @@ def model_config(
     """
     fields = dict(config.model)
     variant = fields.pop("variant")
-    if fields["dtype"] == "auto":
-        fields["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     # A placeholder left alone keeps the variant's size.
     fields = {name: value for name, value in fields.items() if value is not None}
     crop = config.augment.crop_size
@@ -74,7 +73,8 @@ def describe(config: ml_collections.ConfigDict, spec: DatasetSpec) -> ModelDescr
         aspect_bound=config.augment.aspect_bound,
         window=config.eval.window,
         stride=config.eval.stride,
-        provenance={"dataset": spec.name, "init_from": config.init_from},
+        provenance={"dataset": spec.name, "init_from": config.init_from or None}
+        | ({"ema_decay": config.ema_decay} if config.ema_decay else {}),
     )
 
 
@@ -91,18 +91,68 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     )
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
-) -> optax.GradientTransformation:
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Optimizer of `config.optimizer`."""
     o = config.optimizer
+    if o.freeze_encoder and o.layer_decay != 1:
+        raise ValueError(
+            f"optimizer.layer_decay={o.layer_decay} sets learning rates of the encoder, which "
+            "optimizer.freeze_encoder keeps as it is; leave it at 1.0"
+        )
     return optim.make_optimizer(
         o.name,
-        schedule,
         momentum=o.momentum,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
+        layer_decay=o.layer_decay,
     )
+
+
+def make_options(
+    config: ml_collections.ConfigDict, description: ModelDescription, mesh: Mesh
+) -> StepOptions:
+    """What a training step does, from all groups of the config that it concerns."""
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {config.ema_decay}")
+    if config.optimizer.max_skipped_updates < 0:
+        raise ValueError(
+            "optimizer.max_skipped_updates must be at least 0, got "
+            f"{config.optimizer.max_skipped_updates}"
+        )
+    if config.optimizer.freeze_encoder and not config.init_from:
+        logger.warning("optimizer.freeze_encoder without init_from: the encoder stays random")
+    return StepOptions(
+        mean=description.mean,
+        std=description.std,
+        ignore_label=description.ignore_label,
+        class_weights=_class_weights(config, description),
+        photometric=config.augment.photometric,
+        grad_accum_steps=config.grad_accum_steps,
+        freeze_encoder=config.optimizer.freeze_encoder,
+        ema_decay=config.ema_decay,
+        skip_non_finite=config.optimizer.max_skipped_updates > 0,
+        num_shards=mesh.size,
+    )
+
+
+def _class_weights(
+    config: ml_collections.ConfigDict, description: ModelDescription
+) -> tuple[float, ...] | None:
+    weights = tuple(config.loss.class_weights)
+    if not weights:
+        return None
+    classes = len(description.classes)
+    if len(weights) != classes:
+        raise ValueError(
+            f"loss.class_weights has {len(weights)} values, the dataset "
+            f"{description.provenance['dataset']!r} has {classes} classes"
+        )
+    numbers = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
+    if not numbers or not any(weights):
+        raise ValueError(
+            f"loss.class_weights must be numbers of at least 0, not all 0, got {weights}"
+        )
+    return tuple(map(float, weights))
 
 
 def make_transform(config: ml_collections.ConfigDict, spec: DatasetSpec) -> TrainTransform:
@@ -131,7 +181,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
     sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
     schedule = make_schedule(config)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config)
 
     d = config.dataset
     dataset = build_dataset(d.name, d.data_dir, d.source or None)
@@ -141,14 +191,6 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
                 f"dataset {d.name!r} has no split {split!r}; choose from {sorted(dataset.splits)}"
             )
     description = describe(config, dataset.spec)
-    options = StepOptions(
-        mean=description.mean,
-        std=description.std,
-        ignore_label=dataset.spec.ignore_label,
-        photometric=config.augment.photometric,
-        grad_accum_steps=config.grad_accum_steps,
-        num_shards=mesh.size,
-    )
     return Experiment(
         config=config,
         dataset=dataset,
@@ -156,7 +198,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         model=Segmenter(description.model),
         schedule=schedule,
         optimizer=optimizer,
-        options=options,
+        options=make_options(config, description, mesh),
         transform=make_transform(config, dataset.spec),
         mesh=mesh,
     )

@@ -3,13 +3,15 @@
 import json
 import logging
 import math
-import pathlib
+import os
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging as absl_logging
+from etils import epath
 
 logger = logging.getLogger("segmenter_jax")
 
@@ -21,8 +23,9 @@ def setup_console(is_main_process: bool) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main_process else logging.WARNING)
-    # Orbax tells every stage of every save through absl, at level INFO.
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    # Orbax tells every stage of every save through absl, and its failures with their tracebacks,
+    # which it also raises.
+    absl_logging.set_verbosity(absl_logging.FATAL)
 
 
 class RunLog:
@@ -32,27 +35,49 @@ class RunLog:
     a step appears once however often the run was killed.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, resume_step: int, enabled: bool = True):
-        self._file = self._events = None
+    def __init__(self, workdir: str | os.PathLike, resume_step: int, enabled: bool = True):
+        """Opens the log.
+
+        Args:
+          workdir: local or remote; TensorBoard events need `tensorboardX` to know a remote one.
+          resume_step: the last step that is kept.
+          enabled: whether this process writes.
+        """
+        self._lines: list[str] = []
+        self._path = self._file = self._events = None
         if not enabled:
             return
-        workdir = pathlib.Path(workdir)
+        workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        _drop_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._events = _summary_writer()(str(workdir), purge_step=resume_step + 1)
+        self._path = workdir / "metrics.jsonl"
+        self._lines = _lines_until(self._path, resume_step)
+        if "://" not in os.fspath(workdir):
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(self._lines))
+            temporary.replace(self._path)
+            self._file = self._path.open("a")
+        self._events = _event_writer(os.fspath(workdir), resume_step + 1)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether a scalar of this name was logged for a step before this start."""
+        return any(row["step"] == step and name in row for row in map(json.loads, self._lines))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line of scalars; names may hold "/" to group them."""
-        if self._file is None:
+        if self._path is None:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = {"step": step, "time": round(time.time(), 3), **finite}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._lines.append(json.dumps(line) + "\n")
+        if self._file is None:
+            # Object stores cannot append.
+            self._path.write_text("".join(self._lines))
+        else:
+            self._file.write(self._lines[-1])
+            self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes a picture, uint8 (H, W, 3), to the TensorBoard events."""
@@ -61,9 +86,20 @@ class RunLog:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._file is not None:
-            self._file.close()
-            self._events.close()
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
+
+
+def _event_writer(workdir: str, first_step: int) -> Any:
+    """Writer of TensorBoard events; None, with a warning, where the file system is unknown."""
+    try:
+        return _summary_writer()(workdir, purge_step=first_step)
+    except (ImportError, OSError) as error:
+        if "://" not in workdir:
+            raise
+        logger.warning("no TensorBoard events in %s: %s", workdir, error)
+        return None
 
 
 def _summary_writer() -> type:
@@ -80,17 +116,15 @@ def _summary_writer() -> type:
     return SummaryWriter
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
+def _lines_until(path: epath.Path, step: int) -> list[str]:
     if not path.exists():
-        return
+        return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text().splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             # A line cut short by a kill.
             continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    return kept

@@ -220,6 +220,9 @@ def _scan_blocks(
     (loss, gradient), _ = jax.lax.scan(block_loss, start, xs)
     if not with_gradient:
         return loss.sum(), None
-    # The clamped edge is one more use of the border rows.
-    inner = gradient[:, 1:-1].at[:, 0].add(gradient[:, 0]).at[:, -1].add(gradient[:, -1])
-    return loss.sum(), inner.swapaxes(2, 3)
+    return loss.sum(), _fold_edges(gradient).swapaxes(2, 3)
+
+
+def _fold_edges(gradient: jax.Array) -> jax.Array:
+    """Gradient of padding rows (axis 1) with copies of the border rows."""
+    return gradient[:, 1:-1].at[:, 0].add(gradient[:, 0]).at[:, -1].add(gradient[:, -1])

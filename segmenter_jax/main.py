@@ -9,38 +9,87 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from segmenter_jax import logging
-from segmenter_jax.command import use_compilation_cache
-from segmenter_jax.train import NonFiniteLossError, train_and_evaluate
+from segmenter_jax import logging, processes
+from segmenter_jax.command import (
+    FAILED,
+    INTERRUPTED,
+    keep_freed_memory,
+    one_line,
+    use_compilation_cache,
+)
+from segmenter_jax.progress import NonFiniteLossError
+from segmenter_jax.train import train_and_evaluate
 
 FLAGS = flags.FLAGS
+
+USAGE = 2
 
 config_flags.DEFINE_config_file("config", None, "Config file, see configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run; a run that is there is gone on with.")
 flags.DEFINE_bool("debug", False, "Show tracebacks of errors.")
-flags.DEFINE_string("coordinator", None, "host:port of process 0, for several processes.")
-flags.DEFINE_integer("num_processes", None, "Number of processes.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several processes.")
+flags.DEFINE_integer("num_processes", None, "Number of processes; 1 detects no others.")
 flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+flags.DEFINE_integer(
+    "interrupted_code",
+    0,
+    "Exit code after SIGTERM or Ctrl-C, when the run was saved and is not finished; for schedulers "
+    "that start again only what ends with another code than 0.",
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> int:
     """Runs training; returns the exit code."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
+        raise app.UsageError(
+            f"unexpected arguments {argv[1:]}; settings look like --config.seed=1", exitcode=USAGE
+        )
+    keep_freed_memory()
     use_compilation_cache()
-    if FLAGS.coordinator is not None:
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    logging.setup_console(jax.process_index() == 0)
+    logging.setup_console(is_main_process=True)
     try:
-        train_and_evaluate(FLAGS.config, FLAGS.workdir)
-    except (ValueError, OSError, NonFiniteLossError) as error:
+        processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        logging.setup_console(jax.process_index() == 0)
+        results = train_and_evaluate(FLAGS.config, FLAGS.workdir)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _left(INTERRUPTED)
+    except (
+        ValueError,
+        OSError,
+        NonFiniteLossError,
+        processes.ProcessError,
+        jax.errors.JaxRuntimeError,
+    ) as error:
         if FLAGS.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        print(f"error: {_told(error)}", file=sys.stderr)
+        return _left(FAILED)
+    return FLAGS.interrupted_code if results is None else 0
+
+
+def _left(code: int) -> int:
+    """The code; of several processes, the others are told by a connection that breaks."""
+    if processes.several():
+        processes.leave(code)
+    return code
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, jax.errors.JaxRuntimeError) and processes.several():
+        return f"another process of this run is gone, or cannot be reached: {one_line(error)}"
+    return one_line(error)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Flags to `FLAGS`; returns the other arguments. Wrong usage leaves with code 2."""
+    try:
+        return FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        print(f"error: {one_line(error)}\nSee --help", file=sys.stderr)
+        sys.exit(USAGE)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -1,10 +1,14 @@
 """Learning-rate schedules and optimizers."""
 
+import math
+
 import jax
 import optax
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("polynomial", "cosine")
+
+_BLOCK = "encoderblock_"
 
 
 def polynomial_schedule(
@@ -47,6 +51,12 @@ def warmup_cosine_schedule(
     )
 
 
+def _check(name: str, value: float, holds: bool, rule: str) -> None:
+    # NaN holds nothing.
+    if not (holds and math.isfinite(value)):
+        raise ValueError(f"{name} must be {rule}, got {value}")
+
+
 def make_schedule(
     name: str,
     *,
@@ -59,6 +69,14 @@ def make_schedule(
     """Schedule by name, one of `SCHEDULES`; raises ValueError for what does not fit together."""
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+    _check("learning_rate", learning_rate, learning_rate >= 0, "at least 0")
+    _check(
+        "min_learning_rate",
+        min_learning_rate,
+        0 <= min_learning_rate <= learning_rate,
+        f"in 0..{learning_rate=}",
+    )
+    _check("power", power, power > 0, "positive")
     if name == "polynomial":
         if warmup_steps:
             raise ValueError(
@@ -81,33 +99,79 @@ def _decays(params: optax.Params) -> optax.Params:
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
+def layer_scales(params: optax.Params, layer_decay: float) -> optax.Params:
+    """Factor on the learning rate of every parameter, by its depth in the encoder.
+
+    With L encoder blocks, layer 0 holds the patch and position embeddings and the extra tokens,
+    layer i + 1 is block i, and layer L + 1, at the full rate, everything after the blocks: the
+    encoder's last norm and the decoder. A parameter of layer l gets `layer_decay^(L + 1 - l)`.
+
+    Args:
+      params: of a Segmenter; leaves are only counted by name.
+      layer_decay: factor from one layer to the one below it.
+
+    Returns:
+      A tree like `params` of floats.
+
+    Source: Bao et al., "BEiT", 2021, fine-tuning.
+    """
+    encoder = params.get("encoder", {})
+    depth = sum(name.startswith(_BLOCK) for name in encoder)
+
+    def scale(path: tuple, _: jax.Array) -> float:
+        group, name = path[0].key, path[1].key
+        if group != "encoder" or name == "encoder_norm":
+            return 1.0
+        layer = int(name.removeprefix(_BLOCK)) + 1 if name.startswith(_BLOCK) else 0
+        return layer_decay ** (depth + 1 - layer)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _scale_layers(layer_decay: float) -> optax.GradientTransformation:
+    def update(updates: optax.Updates, _: optax.Params) -> optax.Updates:
+        return jax.tree.map(lambda u, s: u * s, updates, layer_scales(updates, layer_decay))
+
+    return optax.stateless(update)
+
+
 def make_optimizer(
     name: str,
-    schedule: optax.Schedule,
     *,
     momentum: float,
     weight_decay: float,
     clip_norm: float | None,
+    layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Optimizer by name, one of `OPTIMIZERS`.
+    """Optimizer by name, one of `OPTIMIZERS`, without its learning rate.
+
+    What it returns is subtracted from the parameters, times the learning rate of the step. So the
+    rate depends on the step alone, also after updates that were skipped.
 
     Args:
       name: "sgd" (momentum, no Nesterov; coupled weight decay as in PyTorch) or "adamw" (decoupled
         weight decay on kernels only).
-      schedule: step to learning rate.
-      momentum: of SGD; AdamW uses its usual betas 0.9 and 0.999.
+      momentum: of SGD, in [0, 1); AdamW uses its usual betas 0.9 and 0.999.
       weight_decay: 0 in the paper's recipes.
       clip_norm: bound of the global gradient norm; None means no clipping.
+      layer_decay: see `layer_scales`; 1 gives all layers the same learning rate.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: the name is unknown, or a value is out of its range.
     """
+    _check("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
+    _check("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
+    _check("layer_decay", layer_decay, 0 < layer_decay <= 1, "in (0, 1]")
+    if clip_norm is not None:
+        _check("clip_norm", clip_norm, clip_norm > 0, "positive, or None for no clipping")
+    # The state's structure is the same with and without the optional parts: a run may change them.
+    off = optax.identity()
+    clip = off if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    layers = off if layer_decay == 1 else _scale_layers(layer_decay)
     if name == "sgd":
-        decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
-        parts = [*decay, optax.sgd(schedule, momentum=momentum)]
-    elif name == "adamw":
-        parts = [optax.adamw(schedule, weight_decay=weight_decay, mask=_decays)]
-    else:
-        raise ValueError(f"optimizer {name!r} is unknown; choose from {OPTIMIZERS}")
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
-    return optax.chain(*clip, *parts)
+        decay = optax.add_decayed_weights(weight_decay) if weight_decay else off
+        return optax.chain(clip, decay, optax.trace(momentum), layers)
+    if name == "adamw":
+        decay = optax.add_decayed_weights(weight_decay, mask=_decays)
+        return optax.chain(clip, optax.scale_by_adam(), decay, layers)
+    raise ValueError(f"optimizer {name!r} is unknown; choose from {OPTIMIZERS}")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from segmenter_jax.command import (
     FAILED,
     add_protocol_flags,
+    keep_freed_memory,
     one_line,
     protocol_overrides,
     run_command,
@@ -259,6 +260,7 @@ class _Run:
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    keep_freed_memory()
     use_compilation_cache()
     planned = planned_outputs(arguments.inputs)
     predictor = load(arguments.model)

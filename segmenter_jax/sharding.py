@@ -45,6 +45,8 @@ def make_mesh(fsdp: int = 1, num_devices: int | None = None) -> Mesh:
 
 def check_batch_size(batch_size: int, mesh: Mesh, grad_accum_steps: int = 1) -> None:
     """Raises ValueError, with the choices, if the global batch does not divide over the mesh."""
+    if grad_accum_steps < 1:
+        raise ValueError(f"{grad_accum_steps=} must be at least 1")
     rows = mesh.size * grad_accum_steps
     if batch_size < 1 or batch_size % rows:
         lower = batch_size // rows * rows
@@ -85,6 +87,24 @@ def tree_sharding(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, mesh.shape["fsdp"])), tree
     )
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """In a traced program: the same parameters, whole on every device.
+
+    Left to itself the compiler computes with the pieces and exchanges activations instead, which
+    are many times larger than parameters here.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def cut(tree: Any, mesh: Mesh) -> Any:
+    """In a traced program: the same gradients, each device with the pieces of its parameters."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, tree_sharding(tree, mesh))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,124 +1,21 @@
 """One optimizer step: pure, jitted, sharded over a mesh."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from segmenter_jax import sharding
 from segmenter_jax.data.augment import normalize, photometric_distortion
 from segmenter_jax.losses import segmentation_loss
 from segmenter_jax.models import Segmenter
+from segmenter_jax.models.initial import Params
+from segmenter_jax.train_state import StepOptions, TrainState, abstract_train_state, split_params
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What a step reads and replaces.
-
-    Attributes:
-      step: int32 scalar, number of updates done.
-      params: float32 parameters of the Segmenter.
-      opt_state: state of the optimizer.
-    """
-
-    step: jax.Array
-    params: Any
-    opt_state: optax.OptState
-
-
-@dataclasses.dataclass(frozen=True)
-class StepOptions:
-    """What a training step does besides the network and the optimizer.
-
-    Attributes:
-      mean, std: per-channel normalisation, in units of 0..1.
-      ignore_label: label value that counts nowhere.
-      photometric: apply photometric distortion.
-      grad_accum_steps: parts the global batch is processed in, one after the other.
-      loss_implementation, num_shards: see `losses.segmentation_loss`.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    ignore_label: int = 255
-    photometric: bool = True
-    grad_accum_steps: int = 1
-    loss_implementation: str = "fused"
-    num_shards: int = 1
-
-
-def init_params(model: Segmenter, seed: int) -> Any:
-    """Freshly initialised parameters, a function of the model and the seed alone.
-
-    Only the parameters are computed, one program per shape: a deep network costs little more to
-    compile than a shallow one, and the network itself never runs.
-    """
-    c = model.config
-    image = jax.ShapeDtypeStruct((1, *c.image_size, c.in_channels), jnp.float32)
-    return model.lazy_init(jax.random.key(seed), image, mutable=["params"])["params"]
-
-
-def abstract_train_state(
-    model: Segmenter, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """Shapes, dtypes and shardings of the state: the target of initialisation and restore."""
-    c = model.config
-    image = jax.ShapeDtypeStruct((1, *c.image_size, c.in_channels), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
-    )
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        sharding.tree_sharding(shapes, mesh),
-    )
-
-
-def create_train_state(
-    model: Segmenter, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
-) -> TrainState:
-    """Initialises a state and places each leaf in its shards.
-
-    Args:
-      model: the network.
-      optimizer: see `optim.make_optimizer`.
-      mesh: see `sharding.make_mesh`.
-      seed: of the parameters.
-    """
-    return place_train_state(init_params(model, seed), model, optimizer, mesh)
-
-
-def place_train_state(
-    params: Any, model: Segmenter, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """State before the first update, from parameters that every process holds.
-
-    Args:
-      params: parameters of `model`, on the host or on local devices.
-      model: the network.
-      optimizer: see `optim.make_optimizer`.
-      mesh: see `sharding.make_mesh`.
-    """
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_train_state(model, optimizer, mesh))
-
-    def place(leaf: jax.Array, where: NamedSharding) -> jax.Array:
-        leaf = np.asarray(leaf)
-        # A copy, since a step donates it: on the CPU arrays may share the host's memory.
-        return jax.make_array_from_callback(leaf.shape, where, lambda i: np.array(leaf[i]))
-
-    params = jax.tree.map(place, params, places.params)
-    opt_state = jax.jit(optimizer.init, out_shardings=places.opt_state)(params)
-    return TrainState(place(np.int32(0), places.step), params, opt_state)
 
 
 def prepare_image(batch: Batch, key: jax.Array, options: StepOptions) -> jax.Array:
@@ -130,17 +27,18 @@ def prepare_image(batch: Batch, key: jax.Array, options: StepOptions) -> jax.Arr
 
 
 def loss_sum(
-    params: Any,
+    trained: Params,
+    frozen: Params,
     model: Segmenter,
     image: jax.Array,
     label: jax.Array,
     key: jax.Array,
     options: StepOptions,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy summed over valid pixels, and their number.
+    """Cross entropy summed over valid pixels, and what to divide it by.
 
     Args:
-      params: parameters of `model`.
+      trained, frozen: parameters of `model`, see `train_state.split_params`.
       model: the network.
       image: normalised float32 (B, H, W, C).
       label: uint8 (B, H, W).
@@ -148,47 +46,59 @@ def loss_sum(
       options: see `StepOptions`.
 
     Returns:
-      (sum, number of valid pixels), float32 scalars.
+      (sum, number or total weight of the valid pixels), float32 scalars.
     """
+    params = frozen | trained
     logits = model.apply({"params": params}, image, train=True, rngs={"dropout": key})
+    weights = options.class_weights
     return segmentation_loss(
         logits,
         label,
         patch_size=model.config.patch_size,
         ignore_label=options.ignore_label,
+        class_weights=None if weights is None else jnp.asarray(weights, jnp.float32),
         implementation=options.loss_implementation,
         num_shards=options.num_shards,
     )
 
 
 def _loss_and_grads(
-    params: Any,
+    trained: Params,
+    frozen: Params,
     model: Segmenter,
     image: jax.Array,
     label: jax.Array,
     key: jax.Array,
     options: StepOptions,
-) -> tuple[jax.Array, Any]:
+    mesh: Mesh,
+) -> tuple[jax.Array, Params]:
     """Mean loss over the valid pixels of the global batch, and its gradient."""
-    grad_fn = jax.value_and_grad(loss_sum, has_aux=True)
+    trained, frozen = sharding.gather((trained, frozen), mesh)
+
+    def grad_fn(image: jax.Array, label: jax.Array, key: jax.Array):
+        value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
+        loss, grads = value_and_grad(trained, frozen, model, image, label, key, options)
+        return loss, sharding.cut(grads, mesh)
+
     parts = options.grad_accum_steps
     if parts == 1:
-        (total, count), grads = grad_fn(params, model, image, label, key, options)
+        (total, weight), grads = grad_fn(image, label, key)
     else:
         # Each part takes every parts-th row, so that it spreads over all devices.
-        def cut(x: jax.Array) -> jax.Array:
+        def split(x: jax.Array) -> jax.Array:
             return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
         def body(carry, part):
-            (loss, count), grads = grad_fn(params, model, *part, options)
-            return jax.tree.map(jnp.add, carry, (loss, count.astype(jnp.float32), grads)), None
+            (loss, weight), grads = grad_fn(*part)
+            return jax.tree.map(jnp.add, carry, (loss, weight, grads)), None
 
-        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zero_grads = sharding.cut(jax.tree.map(jnp.zeros_like, trained), mesh)
+        zero = (jnp.zeros(()), jnp.zeros(()), zero_grads)
         keys = jax.random.split(key, parts)
-        (total, count, grads), _ = jax.lax.scan(body, zero, (cut(image), cut(label), keys))
-    # Dividing once by the global count keeps the mean exact however the batch is cut.
-    count = jnp.maximum(count.astype(jnp.float32), 1)
-    return total / count, jax.tree.map(lambda g: g / count, grads)
+        (total, weight, grads), _ = jax.lax.scan(body, zero, (split(image), split(label), keys))
+    # Dividing once by the global weight keeps the mean exact however the batch is cut.
+    weight = jnp.where(weight > 0, weight, 1)
+    return total / weight, jax.tree.map(lambda g: g / weight, grads)
 
 
 def train_step(
@@ -199,6 +109,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     options: StepOptions,
+    mesh: Mesh,
     seed: int,
 ) -> tuple[TrainState, Metrics]:
     """One update.
@@ -207,26 +118,55 @@ def train_step(
       state: before the update.
       batch: `image` uint8 (B, S, S, C), `label` uint8 (B, S, S), `valid_size` int32 (B, 2).
       model: the network.
-      optimizer: made with `schedule`.
-      schedule: step to learning rate, reported in the metrics.
+      optimizer: see `optim.make_optimizer`.
+      schedule: step to learning rate.
       options: see `StepOptions`.
+      mesh: where the step runs.
       seed: base of all randomness, which is a function of (seed, step).
 
     Returns:
-      The state after the update and scalars: `loss`, `grad_norm`, `learning_rate`.
+      The state after the update and float32 scalars: `loss`, `grad_norm` before clipping,
+      `update_norm` of what was added to the parameters, `learning_rate`, and `skipped`, 1 where the
+      update was left out.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     color_key, dropout_key = jax.random.split(key)
     image = prepare_image(batch, color_key, options)
-    loss, grads = _loss_and_grads(state.params, model, image, batch["label"], dropout_key, options)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    trained, frozen = split_params(state.params, options)
+    loss, grads = _loss_and_grads(
+        trained, frozen, model, image, batch["label"], dropout_key, options, mesh
+    )
+    direction, opt_state = optimizer.update(grads, state.opt_state, trained)
+    learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
+    updates = jax.tree.map(lambda d: -learning_rate * d, direction)
+    params = frozen | optax.apply_updates(trained, updates)
+    after = TrainState(state.step + 1, params, opt_state, _average(state.ema, params, options))
     metrics = {
         "loss": loss,
         "grad_norm": optax.global_norm(grads),
-        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        "update_norm": optax.global_norm(updates),
+        "learning_rate": learning_rate,
+        "skipped": jnp.zeros(()),
     }
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return _skip_non_finite(state, after, metrics) if options.skip_non_finite else (after, metrics)
+
+
+def _average(ema: Params | None, params: Params, options: StepOptions) -> Params | None:
+    if ema is None:
+        return None
+    # In this form an average that equals its parameters stays equal to the last bit.
+    return jax.tree.map(lambda e, p: e + (1 - options.ema_decay) * (p - e), ema, params)
+
+
+def _skip_non_finite(
+    before: TrainState, after: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """Keeps `before`, but for its step, where a norm or the loss is not finite."""
+    checked = jnp.stack([metrics[name] for name in ("loss", "grad_norm", "update_norm")])
+    finite = jnp.isfinite(checked).all()
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    skipped = 1 - finite.astype(jnp.float32)
+    return kept.replace(step=after.step), metrics | {"skipped": skipped}
 
 
 def make_train_step(
@@ -250,10 +190,11 @@ def make_train_step(
             optimizer=optimizer,
             schedule=schedule,
             options=options,
+            mesh=mesh,
             seed=seed,
         )
 
-    target = abstract_train_state(model, optimizer, mesh)
+    target = abstract_train_state(model, optimizer, options, mesh)
     state_sharding = jax.tree.map(lambda leaf: leaf.sharding, target)
     return jax.jit(
         step,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,12 +18,17 @@ from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.evaluate import evaluate_split
 from segmenter_jax.experiment import Experiment
-from segmenter_jax.inference import InferenceSettings, SlidingWindow
+from segmenter_jax.inference import SlidingWindow
+from segmenter_jax.interruption import StopRequest
 from segmenter_jax.logging import RunLog, logger
 from segmenter_jax.metrics import SegmentationReport
+from segmenter_jax.predictor import model_settings
 from segmenter_jax.visualize import overlay
 
 BEST, LATEST = WORKDIR_MODELS
+
+# Logged by every evaluation that was finished.
+SCORE = "eval/mean_iou"
 
 
 class Validation:
@@ -38,13 +44,7 @@ class Validation:
         """
         self._experiment, self._workdir, self._log = experiment, workdir, log
         d = experiment.description
-        settings = InferenceSettings(
-            window=d.window,
-            stride=d.stride,
-            base_size=d.base_size,
-            aspect_bound=d.aspect_bound,
-            batch_size=experiment.config.eval.batch_size,
-        )
+        settings = model_settings(d, batch_size=experiment.config.eval.batch_size)
         # Hosts see different numbers of windows, so each works on its own devices.
         devices = [
             x for x in experiment.mesh.devices.flat if x.process_index == jax.process_index()
@@ -54,22 +54,29 @@ class Validation:
         )
         self._best = _saved_score(workdir / BEST)
 
-    def run(self, params: Any, step: int) -> dict[str, float]:
-        """Evaluates, logs, and saves the model; returns the totals.
+    def run(self, params: Any, step: int, stop: StopRequest) -> dict[str, float] | None:
+        """Evaluates, saves the model, and logs.
 
         Args:
           params: parameters on the training mesh.
           step: number of updates done.
+          stop: ends the evaluation early, and then nothing is saved or logged.
+
+        Returns:
+          The totals; None after a stop.
         """
         local = sharding.local_copy(params, self._experiment.mesh)
-        report = self._evaluate(local, step)
+        report = self._evaluate(local, step, stop)
+        if stop.agreed_now():
+            return None
         totals = report.totals()
-        self._log.scalars(step, {f"eval/{name}": value for name, value in totals.items()})
         logger.info("step %d  %s", step, report.summary())
         self._save(params, report, step)
+        # Last: a logged evaluation is one that need not be done again.
+        self._log.scalars(step, {f"eval/{name}": value for name, value in totals.items()})
         return totals
 
-    def _evaluate(self, params: Any, step: int) -> SegmentationReport:
+    def _evaluate(self, params: Any, step: int, stop: StopRequest) -> SegmentationReport:
         experiment = self._experiment
         spec = experiment.dataset.spec
         source = experiment.dataset.source(experiment.config.dataset.eval_split)
@@ -82,7 +89,8 @@ class Validation:
         )
         with contextlib.closing(examples):
             on_result = self._picture_writer(step)
-            return evaluate_split(self._engine, params, examples, spec, on_result)
+            wanted = itertools.takewhile(lambda _: stop.received is None, examples)
+            return evaluate_split(self._engine, params, wanted, spec, on_result)
 
     def _picture_writer(self, step: int) -> Callable[[Mapping[str, Any], np.ndarray], None]:
         """Writes the first examples, as image, label and prediction side by side."""

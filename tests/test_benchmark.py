@@ -1,6 +1,8 @@
 """The benchmark measures what the commands run, and its arithmetic is the published one."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -96,6 +98,33 @@ def test_step_writes_a_line_that_another_run_compares_with(capsys, tmp_path):
     assert float(row.split()[-1]) == pytest.approx(second["step_ms"] / first["step_ms"], abs=1e-3)
 
 
+def test_profile_traces_the_stated_steps_after_the_timed_ones(capsys, tmp_path):
+    run(capsys, "step", *TINY, f"--profile={tmp_path}", "--profile_steps=2")
+    (trace,) = tmp_path.rglob("*.xplane.pb")
+    lines = [
+        line for p in jax.profiler.ProfileData.from_file(str(trace)).planes for line in p.lines
+    ]
+    names = [event.name for line in lines for event in line.events]
+    assert sum("network.py" in name and "__call__" in name for name in names) == 2
+
+
+def test_freed_memory_is_kept_for_the_next_allocation():
+    # Its own process: the setting lasts for the rest of one.
+    code = """
+import resource
+from segmenter_jax.command import keep_freed_memory
+keep_freed_memory()
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(64 << 20)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[0] > 1000, faults[2] < 1000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
+
+
 def test_infer_reports_protocol_and_rate(capsys):
     result = result_of(run(capsys, "infer", *TINY))
     assert result["protocol"] == "window 32, stride 32, base native, scales 1, flip no"
@@ -114,6 +143,7 @@ def test_evaluate_and_loader_run_on_a_built_dataset(capsys, tmp_path, monkeypatc
         loaded["loader_step_ms"] / loaded["resident_step_ms"]
     )
     assert loaded["loader_images_per_s"] > 0
+    assert loaded["read and transform, images/s per core"] > 0
 
 
 def test_kernels_compare_every_implementation(capsys):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import common
-from segmenter_jax import experiment
+from segmenter_jax import experiment, sharding
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.models import Segmenter
 
@@ -57,7 +57,7 @@ def test_config_builds_its_model_and_schedule(name):
     spec = DatasetSpec("any", tuple(map(str, range(num_classes))), colors)
     description = experiment.describe(config, spec)
     schedule = experiment.make_schedule(config)
-    experiment.make_optimizer(config, schedule)
+    experiment.make_optimizer(config)
     experiment.make_transform(config, spec)
     assert schedule(config.total_steps) == pytest.approx(config.optimizer.min_learning_rate)
 
@@ -95,3 +95,39 @@ def test_every_field_is_read_by_the_package():
 def test_no_field_is_read_with_a_default_of_its_own():
     for path in (ROOT / "segmenter_jax").rglob("*.py"):
         assert "config.get(" not in path.read_text(), path
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value", "message"),
+    [
+        ("loss", "class_weights", (1.0, 2.0), "has 2 values, the dataset 'any' has 3 classes"),
+        ("loss", "class_weights", (1.0, -1.0, 1.0), "must be numbers of at least 0, not all 0"),
+        ("loss", "class_weights", (0.0, 0.0, 0.0), "must be numbers of at least 0, not all 0"),
+        ("loss", "class_weights", (1.0, "a", 1.0), "must be numbers of at least 0, not all 0"),
+        (None, "ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
+        ("optimizer", "max_skipped_updates", -1, "max_skipped_updates must be at least 0, got -1"),
+    ],
+)
+def test_wrong_options_are_refused(group, field, value, message):
+    config = common.get_config()
+    setattr(config[group] if group else config, field, value)
+    description = experiment.describe(config, DatasetSpec("any", tuple("abc"), ((0, 0, 0),) * 3))
+    with pytest.raises(ValueError, match=message):
+        experiment.make_options(config, description, sharding.make_mesh())
+
+
+def test_layer_decay_of_a_frozen_encoder_is_refused():
+    config = common.get_config()
+    config.optimizer.freeze_encoder = True
+    config.optimizer.layer_decay = 0.75
+    with pytest.raises(ValueError, match=r"layer_decay=0.75 .*freeze_encoder"):
+        experiment.make_optimizer(config)
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_no_published_recipe_uses_the_optional_features(name):
+    config, off = load(name), common.get_config()
+    for field in ("layer_decay", "freeze_encoder", "max_skipped_updates", "clip_norm"):
+        assert config.optimizer[field] == off.optimizer[field]
+    assert config.loss == off.loss
+    assert (config.ema_decay, config.grad_accum_steps) == (0, 1)

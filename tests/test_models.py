@@ -184,7 +184,7 @@ def test_gradients_are_finite_in_bfloat16_and_parameters_stay_float32():
         ({"num_heads": 3}, "self.width=64 must be divisible by self.num_heads=3"),
         ({"decoder": "upernet"}, "decoder='upernet' is unknown; choose from ('mask', 'linear')"),
         ({"gelu": "erf"}, "gelu='erf' is unknown; choose from ('exact', 'tanh')"),
-        ({"dtype": "float16"}, "dtype='float16' is unknown; choose from ('float32', 'bfloat16')"),
+        ({"dtype": "float16"}, "choose from ('auto', 'float32', 'bfloat16')"),
         ({"drop_path_rate": 1.0}, "drop_path_rate must be in [0, 1), got 1.0"),
     ],
 )

@@ -35,6 +35,8 @@ def test_batch_size_that_does_not_divide_names_the_choices():
         sharding.check_batch_size(12, mesh)
     with pytest.raises(ValueError, match=r"choose from \[16\]"):
         sharding.check_batch_size(8, mesh, grad_accum_steps=2)
+    with pytest.raises(ValueError, match="grad_accum_steps=0 must be at least 1"):
+        sharding.check_batch_size(8, mesh, grad_accum_steps=0)
 
 
 @pytest.mark.parametrize(

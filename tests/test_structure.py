@@ -13,11 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     # Leaves.
     ("resampling", "command", "logging", "metrics", "optim", "sharding", "visualize"),
+    ("processes", "progress", "interruption", "watchdog", "run_config"),
     ("binary_metrics", "data.specs", "data.class_tables"),
     ("losses", "models", "data", "windows", "merging", "video", "scoring"),
-    ("inference", "checkpoints", "train_step"),
+    ("inference", "checkpoints", "train_state", "train_step", "memory"),
     ("experiment", "convert", "predictor", "predict"),
-    ("evaluate", "attention_maps"),
+    ("start", "evaluate", "attention_maps"),
     ("validation", "export", "visualize.__main__"),
     ("train", "benchmark", "prepare_data"),
     ("main",),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from segmenter_jax.models import Segmenter, SegmenterConfig
-from segmenter_jax.models.vit import Dropout, gelu, random_bits
+from segmenter_jax.models.layers import Dense, LayerNorm, gelu
+from segmenter_jax.models.vit import Dropout, random_bits
 
 
 def tiny_config(**overrides):
@@ -23,6 +24,30 @@ def test_gelu_equals_the_library(kind):
     np.testing.assert_allclose(gelu(x, kind), library(x), atol=12 * 2.0**-23)
     gradients = [jax.vmap(jax.grad(f))(x) for f in (lambda x: gelu(x, kind), library)]
     np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dense_and_layer_norm_equal_the_library(dtype):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(2, 3, (2, 7, 6)), dtype) for _ in range(2))
+    pairs = (
+        (Dense(6, dtype), nn.Dense(6, dtype=dtype)),
+        (LayerNorm(1e-5, dtype), nn.LayerNorm(epsilon=1e-5, dtype=dtype)),
+    )
+    tolerance = 2e-6 if dtype == jnp.float32 else 2e-2
+    for ours, library in pairs:
+        params = library.init(jax.random.key(0), x)
+        params = jax.tree.map(lambda p: p + rng.normal(size=p.shape).astype(np.float32), params)
+
+        def run(module, params=params):
+            y, backward = jax.vjp(module.apply, params, x)
+            return y, *backward(cotangent)
+
+        assert jax.tree.structure(ours.init(jax.random.key(0), x)) == jax.tree.structure(params)
+        for a, b in zip(*(jax.tree.leaves(run(m)) for m in (ours, library)), strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape
+            a, b = (np.asarray(v, np.float32) for v in (a, b))
+            np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
 
 
 def test_patch_embedding_is_the_convolution_of_the_checkpoints():

@@ -5,10 +5,15 @@ from collections.abc import Sequence
 
 import jax
 
-from segmenter_jax.benchmark import flops, kernels, network
+from segmenter_jax.benchmark import collectives, flops, kernels, network
 from segmenter_jax.benchmark.measure import environment
 from segmenter_jax.benchmark.report import publish
-from segmenter_jax.command import run_command, scale_list, use_compilation_cache
+from segmenter_jax.command import (
+    keep_freed_memory,
+    run_command,
+    scale_list,
+    use_compilation_cache,
+)
 from segmenter_jax.losses import Implementation
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS
@@ -19,6 +24,7 @@ SUBJECTS = {
     "infer": network.benchmark_infer,
     "evaluate": network.benchmark_evaluate,
     "loader": network.benchmark_loader,
+    "collectives": collectives.benchmark_collectives,
     "attention": kernels.benchmark_attention,
     "loss": kernels.benchmark_loss,
 }
@@ -28,6 +34,7 @@ _HELP = {
     "infer": "images to class ids, by sliding windows",
     "evaluate": "a split of a dataset to its report",
     "loader": "the data loader alone, and the training step fed by it",
+    "collectives": "bytes that devices send each other in a training step, compiled and not run",
     "attention": "every attention implementation at the encoder's shape",
     "loss": "the fused and the plain loss at the model's shape",
 }
@@ -69,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name in ("step", "infer", "evaluate"):
         parsers[name].add_argument("--profile", help="write a profiler trace to this folder")
-    for name in ("step", "loader"):
+    for name in ("step", "infer"):
+        parsers[name].add_argument(
+            "--profile_steps", type=int, default=3, help="steps in the trace, after the timed ones"
+        )
+    for name in ("step", "collectives", "loader"):
         p = parsers[name]
         p.add_argument("--loss", choices=Implementation.__args__, default="fused")
         p.add_argument("--grad_accum_steps", type=int, default=1)
@@ -77,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument(
             "--photometric", action="store_true", help="with the colour augmentation of training"
         )
+    parsers["collectives"].add_argument(
+        "--show", type=int, default=5, help="number of largest instructions listed"
+    )
     for name in ("infer", "evaluate"):
         p = parsers[name]
         p.add_argument("--stride", type=int, help="of the windows, in pixels; their side if absent")
@@ -97,16 +111,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
     """Network that the flags describe."""
-    dtype = arguments.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
     return SegmenterConfig.from_variant(
         arguments.variant,
         num_classes=arguments.classes,
         image_size=(arguments.size, arguments.size),
         decoder=arguments.decoder,
-        dtype=dtype,
+        dtype=arguments.dtype,
         attention=arguments.attention,
         remat=arguments.remat,
         **{name: value for name, value in sizes.items() if value is not None},
@@ -117,6 +128,7 @@ def _command(arguments: argparse.Namespace) -> None:
     for name, least in (("batch_size", 1), ("steps", 1), ("warmup", 0)):
         if (value := getattr(arguments, name)) < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
+    keep_freed_memory()
     use_compilation_cache()
     config = model_config(arguments)
     peak = arguments.peak_tflops
@@ -130,7 +142,7 @@ def _command(arguments: argparse.Namespace) -> None:
         "batch": arguments.batch_size,
         "classes": arguments.classes,
         "decoder": config.decoder,
-        "dtype": config.dtype,
+        "dtype": config.compute_dtype,
         "attention": config.attention,
         "remat": config.remat,
     }

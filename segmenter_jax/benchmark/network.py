@@ -3,6 +3,7 @@
 import argparse
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from segmenter_jax import sharding
 from segmenter_jax.benchmark import flops
@@ -23,17 +25,15 @@ from segmenter_jax.benchmark.measure import (
 from segmenter_jax.data.augment import NORMALIZATION
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.pipeline import Stream, eval_examples, train_batches
+from segmenter_jax.data.throughput import measure_stages
 from segmenter_jax.data.transforms import EvalTransform, TrainTransform
 from segmenter_jax.evaluate import evaluate_split
 from segmenter_jax.inference import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
-from segmenter_jax.train_step import (
-    StepOptions,
-    TrainState,
-    create_train_state,
-    init_params,
-    make_train_step,
-)
+from segmenter_jax.models.initial import init_params
+from segmenter_jax.optim import make_optimizer
+from segmenter_jax.train_state import StepOptions, TrainState, create_train_state
+from segmenter_jax.train_step import make_train_step
 from segmenter_jax.windows import InferenceSettings
 
 Batch = dict[str, jax.Array]
@@ -44,27 +44,47 @@ _MEAN, _STD = NORMALIZATION["vit"]
 _STEPS_IN_FLIGHT = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """The project's training step with SGD, not yet compiled, and what it is made of."""
+
+    model: Segmenter
+    optimizer: optax.GradientTransformation
+    options: StepOptions
+    mesh: Mesh
+    step: Any
+
+
+def step_parts(config: SegmenterConfig, options: argparse.Namespace) -> StepParts:
+    """Builds the training step that the flags describe."""
+    model = Segmenter(config)
+    mesh = sharding.make_mesh(options.fsdp, options.devices)
+    sharding.check_batch_size(options.batch_size, mesh, options.grad_accum_steps)
+    schedule = optax.constant_schedule(1e-3)
+    optimizer = make_optimizer("sgd", momentum=0.9, weight_decay=0.0, clip_norm=None)
+    step_options = StepOptions(
+        _MEAN,
+        _STD,
+        photometric=options.photometric,
+        grad_accum_steps=options.grad_accum_steps,
+        loss_implementation=options.loss,
+        num_shards=mesh.size,
+    )
+    step = make_train_step(model, optimizer, schedule, step_options, mesh, seed=0)
+    return StepParts(model, optimizer, step_options, mesh, step)
+
+
 class TrainingStep:
-    """The project's compiled training step, with SGD and a batch that stays on the device."""
+    """The project's compiled training step, and a batch that stays on the device."""
 
     def __init__(self, config: SegmenterConfig, options: argparse.Namespace):
-        model = Segmenter(config)
-        self.mesh = sharding.make_mesh(options.fsdp, options.devices)
-        sharding.check_batch_size(options.batch_size, self.mesh, options.grad_accum_steps)
-        schedule = optax.constant_schedule(1e-3)
-        optimizer = optax.sgd(schedule, momentum=0.9)
-        self.state: TrainState = create_train_state(model, optimizer, self.mesh, seed=0)
-        step_options = StepOptions(
-            _MEAN,
-            _STD,
-            photometric=options.photometric,
-            grad_accum_steps=options.grad_accum_steps,
-            loss_implementation=options.loss,
-            num_shards=self.mesh.size,
+        parts = step_parts(config, options)
+        self.mesh = parts.mesh
+        self.state: TrainState = create_train_state(
+            parts.model, parts.optimizer, parts.options, parts.mesh, seed=0
         )
-        step = make_train_step(model, optimizer, schedule, step_options, self.mesh, seed=0)
         self.batch = sharding.put_batch(random_batch(config, options.batch_size), self.mesh)
-        self.compiled, self.memory = compile_timed(step, self.state, self.batch)
+        self.compiled, self.memory = compile_timed(parts.step, self.state, self.batch)
 
     def __call__(self, batch: Batch | None = None) -> Any:
         """One step on `batch`, or on the resident one; returns its metrics."""
@@ -87,8 +107,8 @@ def random_batch(config: SegmenterConfig, batch_size: int) -> dict[str, np.ndarr
 def benchmark_step(config: SegmenterConfig, options: argparse.Namespace) -> Result:
     """The training step on a resident batch, each waited for."""
     step = TrainingStep(config, options)
-    with _profile(options.profile):
-        times = summarise(time_calls(step, options.steps, options.warmup))
+    times = summarise(time_calls(step, options.steps, options.warmup))
+    _profile(step, options)
     images_per_s = 1e3 * options.batch_size / times["step_ms"]
     work = flops.TRAIN_FACTOR * sum(flops.forward_flops(config).values())
     return {
@@ -101,8 +121,11 @@ def benchmark_step(config: SegmenterConfig, options: argparse.Namespace) -> Resu
     }
 
 
-def _profile(folder: str | None) -> contextlib.AbstractContextManager:
-    return jax.profiler.trace(folder) if folder else contextlib.nullcontext()
+def _profile(call: Callable[[], Any], options: argparse.Namespace) -> None:
+    """Traces some more calls: tracing takes time, so none of them is a timed one."""
+    if options.profile:
+        with jax.profiler.trace(options.profile):
+            time_calls(call, options.profile_steps, warmup=0)
 
 
 def _engine(config: SegmenterConfig, options: argparse.Namespace) -> SlidingWindow:
@@ -119,7 +142,7 @@ def _engine(config: SegmenterConfig, options: argparse.Namespace) -> SlidingWind
 
 
 def _random_params(config: SegmenterConfig) -> Any:
-    return jax.jit(lambda: init_params(Segmenter(config), seed=0))()
+    return jax.jit(lambda: init_params(config, seed=0))()
 
 
 def benchmark_infer(config: SegmenterConfig, options: argparse.Namespace) -> Result:
@@ -134,8 +157,8 @@ def benchmark_infer(config: SegmenterConfig, options: argparse.Namespace) -> Res
     start = time.perf_counter()
     predict()
     first_s = time.perf_counter() - start
-    with _profile(options.profile):
-        times = summarise(time_calls(predict, options.steps, options.warmup))
+    times = summarise(time_calls(predict, options.steps, options.warmup))
+    _profile(predict, options)
     images_per_s = 1e3 * options.batch_size / times["step_ms"]
     result = {"protocol": engine.settings.protocol(), "images_per_s": images_per_s, **times}
     if options.scales == (1.0,) and not options.flip:
@@ -162,7 +185,7 @@ def benchmark_evaluate(config: SegmenterConfig, options: argparse.Namespace) -> 
         return time.perf_counter() - start, report
 
     first_s, _ = run()
-    with _profile(options.profile):
+    with jax.profiler.trace(options.profile) if options.profile else contextlib.nullcontext():
         seconds, report = run()
     return {
         "protocol": engine.settings.protocol(),
@@ -174,9 +197,9 @@ def benchmark_evaluate(config: SegmenterConfig, options: argparse.Namespace) -> 
     }
 
 
-def _real_batches(dataset: Dataset, config: SegmenterConfig, options: argparse.Namespace) -> Stream:
-    size = config.image_size[0]
-    transform = TrainTransform(dataset.spec, crop_size=size, base_size=size, aspect_bound=4.0)
+def _real_batches(
+    dataset: Dataset, transform: TrainTransform, options: argparse.Namespace
+) -> Stream:
     return train_batches(
         dataset.source(options.split),
         transform,
@@ -206,8 +229,11 @@ def benchmark_loader(config: SegmenterConfig, options: argparse.Namespace) -> Re
     Rounds of both take turns, so that a disturbance of the machine meets both.
     """
     dataset = _dataset(options)
+    size = config.image_size[0]
+    transform = TrainTransform(dataset.spec, crop_size=size, base_size=size, aspect_bound=4.0)
+    rates = measure_stages(dataset.source(options.split), transform, seconds=1.0)
     step = TrainingStep(config, options)
-    with contextlib.closing(_real_batches(dataset, config, options)) as host_batches:
+    with contextlib.closing(_real_batches(dataset, transform, options)) as host_batches:
         alone = time_calls(lambda: next(host_batches), options.steps, _settle(options))
         feeds: dict[str, Callable[[], Batch | None]] = {
             "resident": lambda: None,
@@ -222,6 +248,7 @@ def benchmark_loader(config: SegmenterConfig, options: argparse.Namespace) -> Re
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     ratios = np.divide(seconds["loader"], seconds["resident"])
     return {
+        **{f"{rate.stage}, images/s per core": rate.images_per_core for rate in rates},
         "loader_images_per_s": options.batch_size * len(alone) / sum(alone),
         "resident_step_ms": 1e3 * medians["resident"],
         "loader_step_ms": 1e3 * medians["loader"],

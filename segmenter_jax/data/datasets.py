@@ -64,12 +64,17 @@ class RecordSource:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns `image` and, if the split has labels, `label` as encoded bytes; and `name`."""
+        """Returns `image`, `name`, and, if the split has labels, `label` and `label_ids`.
+
+        Image and label are encoded bytes; for `label_ids` see `images.unpack_ids`.
+        """
         if not 0 <= index < self._length:
             raise IndexError(f"record {index} of split {self._split!r} with {self._length} records")
         record = self._records[index]
-        label = {"label": record["label"]} if record["label"] else {}
-        return {"image": record["image"], **label, "name": record["name"].decode("utf-8")}
+        example = {"image": record["image"], "name": record["name"].decode("utf-8")}
+        if record["label"]:
+            example |= {name: record[name] for name in ("label", "label_ids")}
+        return example
 
     def __repr__(self) -> str:
         return f"RecordSource({str(self._directory)!r}, {self._split!r}, {self._length})"

@@ -5,6 +5,7 @@ Pillow reads headers and decodes the rest.
 """
 
 import io
+import struct
 import zlib
 
 import cv2
@@ -16,6 +17,9 @@ from segmenter_jax.data.traps import JPEG_LABEL, RGB_LABEL, explain_values, pale
 
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485
+
+# Height and width in front of a packed label.
+_SIZE = "<II"
 
 _JPEG_END = b"\xff\xd9"
 # EXIF orientation -> (transpose, flip rows, flip columns), in this order.
@@ -93,6 +97,32 @@ def decode_label(data: bytes, spec: DatasetSpec, name: str) -> np.ndarray:
     if palette is not None and (conflict := palette_conflict(raw, palette, spec)):
         raise DataError(f"{name}: {conflict}")
     return label
+
+
+def pack_ids(label: np.ndarray) -> bytes:
+    """Trained ids, uint8 (H, W), in a form that is read several times faster than a PNG file."""
+    return struct.pack(_SIZE, *label.shape) + zlib.compress(np.ascontiguousarray(label).data)
+
+
+def unpack_ids(data: bytes, name: str) -> np.ndarray:
+    """Reads what `pack_ids` has written.
+
+    Args:
+      data: the packed label.
+      name: the record's name, for errors.
+
+    Returns:
+      uint8 (H, W), read-only.
+
+    Raises:
+      DataError: the data is damaged.
+    """
+    try:
+        height, width = struct.unpack_from(_SIZE, data)
+        pixels = zlib.decompress(memoryview(data)[struct.calcsize(_SIZE) :])
+        return np.frombuffer(pixels, np.uint8).reshape(height, width)
+    except (struct.error, zlib.error, ValueError) as error:
+        raise DataError(f"{name}: the packed label is damaged ({error})") from error
 
 
 def check_pair(

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segmenter_jax.data.images import decode_image, decode_label
+from segmenter_jax.data.images import decode_image, decode_label, unpack_ids
 from segmenter_jax.data.specs import DataError, DatasetSpec
 
 # Number of times a crop that fails the class limit is drawn again.
@@ -57,14 +57,15 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
     """Decodes both parts of a record, unless they are decoded already.
 
     Args:
-      record: `image` and `label` as encoded bytes, `name` for errors; or both as this returns them.
+      record: `image` and `label` as encoded bytes, `name` for errors, and `label_ids` where the
+        label was packed when the dataset was built; or image and label as this returns them.
       spec: the dataset's classes and channels.
 
     Returns:
       Image, uint8 (H, W, C), and label in trained ids, uint8 (H, W).
 
     Raises:
-      DataError: see `decode_image`, `decode_label`; or their sizes differ.
+      DataError: see `decode_image`, `decode_label`, `unpack_ids`; or their sizes differ.
     """
     name = record["name"]
     if "label" not in record:
@@ -72,7 +73,10 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
     if isinstance(record["image"], np.ndarray):
         return record["image"], record["label"]
     image = decode_image(record["image"], name, channels=spec.channels)
-    label = decode_label(record["label"], spec, name)
+    if "label_ids" in record:
+        label = unpack_ids(record["label_ids"], name)
+    else:
+        label = decode_label(record["label"], spec, name)
     if image.shape[:2] != label.shape:
         raise DataError(f"{name}: image {image.shape[:2]} and label {label.shape} differ in size")
     return image, label

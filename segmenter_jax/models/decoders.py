@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from segmenter_jax.models.vit import Gelu, block_class
-
-_dense_init = initializers.truncated_normal(0.02)
+from segmenter_jax.models.layers import Dense, Gelu, LayerNorm, dense_init
+from segmenter_jax.models.vit import block_class
 
 
 class LinearDecoder(nn.Module):
@@ -24,7 +23,7 @@ class LinearDecoder(nn.Module):
             self.num_classes,
             dtype=jnp.float32,
             precision=jax.lax.Precision.HIGHEST,
-            kernel_init=_dense_init,
+            kernel_init=dense_init,
             name="head",
         )
         return dense(patches)
@@ -59,8 +58,8 @@ class MaskTransformerDecoder(nn.Module):
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
         """Maps patch tokens (B, N, D) to float32 logits (B, N, num_classes)."""
         batch, num_patches, width = patches.shape
-        x = nn.Dense(width, dtype=self.dtype, kernel_init=_dense_init, name="proj_dec")(patches)
-        classes = self.param("class_embedding", _dense_init, (1, self.num_classes, width))
+        x = Dense(width, self.dtype, name="proj_dec")(patches)
+        classes = self.param("class_embedding", dense_init, (1, self.num_classes, width))
         classes = jnp.broadcast_to(classes, (batch, self.num_classes, width)).astype(x.dtype)
         x = jnp.concatenate([x, classes], axis=1)
         for i in range(self.depth):
@@ -75,7 +74,7 @@ class MaskTransformerDecoder(nn.Module):
                 self.dtype,
                 name=f"block_{i}",
             )(x, deterministic)
-        x = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="decoder_norm")(x)
+        x = LayerNorm(self.layer_norm_eps, self.dtype, name="decoder_norm")(x)
 
         projection_init = initializers.normal(width**-0.5)
         proj_patch = self.param("proj_patch", projection_init, (width, width))
@@ -84,5 +83,4 @@ class MaskTransformerDecoder(nn.Module):
         classes = x[:, num_patches:] @ proj_classes.astype(self.dtype)
         patches, classes = (_unit_norm(t.astype(jnp.float32)) for t in (patches, classes))
         masks = jnp.einsum("bnd,bkd->bnk", patches, classes, precision=jax.lax.Precision.HIGHEST)
-        norm = nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=jnp.float32, name="mask_norm")
-        return norm(masks)
+        return LayerNorm(self.layer_norm_eps, jnp.float32, name="mask_norm")(masks)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.decoders import LinearDecoder, MaskTransformerDecoder
-from segmenter_jax.models.vit import Gelu, VisionTransformer
+from segmenter_jax.models.layers import Gelu
+from segmenter_jax.models.vit import VisionTransformer
 from segmenter_jax.resampling import resize_matrix
 
 # Encoder sizes of the paper, table 1: name -> width, layers, heads.
@@ -45,7 +46,8 @@ class SegmenterConfig:
       decoder_depth, decoder_dropout_rate, decoder_drop_path_rate: of the mask decoder.
       layer_norm_eps, gelu: what the weights were trained with; Google's 1e-6 and "tanh", the
         reference Segmenter's 1e-5 and "exact".
-      dtype: compute type; parameters, statistics, softmax, logits and loss are always float32.
+      dtype: compute type: "float32", "bfloat16", or "auto", which takes float32 on a CPU and
+        bfloat16 elsewhere; parameters, statistics, softmax, logits and loss are always float32.
       attention: implementation, see `models.attention`.
       remat: recompute each layer in the backward pass: less memory, more time, same results.
     """
@@ -85,7 +87,7 @@ class SegmenterConfig:
         choices = {
             "decoder": ("mask", "linear"),
             "gelu": ("exact", "tanh"),
-            "dtype": DTYPES,
+            "dtype": ("auto", *DTYPES),
             "attention": IMPLEMENTATIONS,
         }
         for field, allowed in choices.items():
@@ -115,6 +117,13 @@ class SegmenterConfig:
         return cls(**(VARIANTS[name] | {"patch_size": int(patch)} | overrides))
 
     @property
+    def compute_dtype(self) -> str:
+        """`dtype`, with "auto" decided by the devices at hand."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches of an image of `image_size`."""
         return patch_grid(self.image_size, self.patch_size)
@@ -137,7 +146,7 @@ class Segmenter(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
+        dtype = jnp.dtype(c.compute_dtype)
         shared = {
             "layer_norm_eps": c.layer_norm_eps,
             "gelu": c.gelu,

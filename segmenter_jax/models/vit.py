@@ -7,9 +7,7 @@ mlp}`, `encoder_norm`. Distilled DeiT models have one more token, `dist`, after 
 
 import functools
 import itertools
-import math
 import operator
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -17,35 +15,11 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from segmenter_jax.models.attention import attention, attention_weights
+from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, dense_init, gelu
 from segmenter_jax.resampling import Method, resize_matrix
-
-Gelu = Literal["exact", "tanh"]
 
 # Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
 ATTENTION_MAPS = "attention_maps"
-
-_dense_init = initializers.truncated_normal(0.02)
-
-
-def gelu(x: jax.Array, kind: Gelu) -> jax.Array:
-    """GELU by the error function ("exact") or by its tanh approximation."""
-    if kind == "tanh":
-        return nn.gelu(x, approximate=True)
-    # `nn.gelu` uses erfc, several times slower on a CPU; the two differ by float32 rounding of 1.
-    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
-
-
-class KernelBias(nn.Module):
-    """Holds one projection's kernel and bias without applying them."""
-
-    kernel_shape: tuple[int, ...]
-    bias_shape: tuple[int, ...]
-    kernel_init: initializers.Initializer = _dense_init
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", self.kernel_init, self.kernel_shape)
-        return kernel, self.param("bias", initializers.zeros, self.bias_shape)
 
 
 class Attention(nn.Module):
@@ -67,17 +41,19 @@ class Attention(nn.Module):
         # One matmul for the three projections: a wider product, and one read of x.
         kernel = jnp.concatenate([k.reshape(width, width) for k, _ in parts], axis=1)
         bias = jnp.concatenate([b.reshape(width) for _, b in parts])
-        qkv = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        qkv = dense(x, kernel.astype(self.dtype), bias.astype(self.dtype))
         qkv = qkv.reshape(batch, length, 3, heads, head_dim)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # A split, not three slices: its gradient is one concatenation instead of three padded sums.
+        query, key, value = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
 
         if self.is_mutable_collection(ATTENTION_MAPS):
             self.sow(ATTENTION_MAPS, "weights", attention_weights(query, key))
         y = attention(query, key, value, self.implementation)
 
         kernel, bias = KernelBias((heads, head_dim, width), (width,), name="out")()
+        kernel = kernel.reshape(width, width)
         y = y.reshape(batch, length, width)
-        return y @ kernel.reshape(width, width).astype(self.dtype) + bias.astype(self.dtype)
+        return dense(y, kernel.astype(self.dtype), bias.astype(self.dtype))
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -126,12 +102,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Maps tokens (B, T, D) to tokens (B, T, D)."""
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_dense_init)
         width = x.shape[-1]
-        x = dense(self.mlp_dim, name="Dense_0")(x)
+        x = Dense(self.mlp_dim, self.dtype, name="Dense_0")(x)
         x = gelu(x, self.gelu)
         x = Dropout(self.dropout_rate)(x, deterministic)
-        x = dense(width, name="Dense_1")(x)
+        x = Dense(width, self.dtype, name="Dense_1")(x)
         return Dropout(self.dropout_rate)(x, deterministic)
 
 
@@ -164,7 +139,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Maps tokens (B, T, D) to tokens (B, T, D)."""
-        norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_eps, dtype=self.dtype)
+        norm = functools.partial(LayerNorm, self.layer_norm_eps, self.dtype)
         drop_path = DropPath(self.drop_path_rate)
         y = norm(name="LayerNorm_0")(x)
         y = Attention(self.num_heads, self.attention, self.dtype, name="attention")(y)
@@ -259,12 +234,13 @@ class VisionTransformer(nn.Module):
         x = image.astype(self.dtype)
         x = x.reshape(batch, rows, self.patch_size, columns, self.patch_size, channels)
         x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
-        x = x @ kernel.reshape(-1, width).astype(self.dtype) + bias.astype(self.dtype)
+        kernel = kernel.reshape(-1, width)
+        x = dense(x, kernel.astype(self.dtype), bias.astype(self.dtype))
 
         names = ("cls", "dist") if self.distilled else ("cls",)
-        extra = [self.param(name, _dense_init, (1, 1, width)) for name in names]
+        extra = [self.param(name, dense_init, (1, 1, width)) for name in names]
         position = self.param(
-            "pos_embedding", _dense_init, (1, len(extra) + self.grid[0] * self.grid[1], width)
+            "pos_embedding", dense_init, (1, len(extra) + self.grid[0] * self.grid[1], width)
         )
         position = resize_position_embedding(position, len(extra), self.grid, (rows, columns))
         extra = [jnp.broadcast_to(token, (batch, 1, width)).astype(x.dtype) for token in extra]
@@ -283,4 +259,4 @@ class VisionTransformer(nn.Module):
                 self.dtype,
                 name=f"encoderblock_{i}",
             )(x, deterministic)
-        return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name="encoder_norm")(x)
+        return LayerNorm(self.layer_norm_eps, self.dtype, name="encoder_norm")(x)

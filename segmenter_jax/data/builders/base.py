@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segmenter_jax.data.images import check_pair, decode_image
+from segmenter_jax.data.images import check_pair, decode_image, pack_ids
 from segmenter_jax.data.specs import DataError, DatasetSpec
 
 _MAX_REPORTED = 20
@@ -111,6 +111,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 {
                     "image": tfds.features.Image(shape=(None, None, self.spec.channels)),
                     "label": tfds.features.Image(shape=(None, None, 1)),
+                    # The label once more, in trained ids and quick to read; bytes like a text's.
+                    "label_ids": tfds.features.Text(),
                     "name": tfds.features.Text(),
                 }
             ),
@@ -160,11 +162,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             if isinstance(outcome, DataError):
                 problems.append(str(outcome))
             elif not problems:
-                self.on_record(outcome)
+                record, ids = outcome
+                self.on_record(record)
                 # An empty label stands for none.
                 yield (
                     index,
-                    {"image": outcome.image, "label": outcome.label or b"", "name": outcome.name},
+                    {
+                        "image": record.image,
+                        "label": record.label or b"",
+                        "label_ids": ids,
+                        "name": record.name,
+                    },
                 )
         raise_problems(problems)
 
@@ -235,11 +243,11 @@ def _open_records(paths: Sequence[str]) -> Sequence[bytes]:
         return []
 
 
-def _checked(spec: DatasetSpec, reader: RecordReader) -> RawRecord | DataError:
-    """Reads and checks a record; what is wrong with it instead, if anything."""
+def _checked(spec: DatasetSpec, reader: RecordReader) -> tuple[RawRecord, bytes] | DataError:
+    """Reads and checks a record and packs its label; instead what is wrong with it, if anything."""
     try:
         record = reader()
-        check_record(record, spec)
+        _, label = check_record(record, spec)
     except DataError as error:
         return error
-    return record
+    return record, b"" if label is None else pack_ids(label)

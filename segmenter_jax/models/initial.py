@@ -1,0 +1,51 @@
+"""A network's parameters before training: their shapes, and their initial values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from segmenter_jax.models.segmenter import Segmenter, SegmenterConfig
+
+Params = dict[str, Any]
+
+
+def _image(config: SegmenterConfig) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *config.image_size, config.in_channels), jnp.float32)
+
+
+def abstract_params(config: SegmenterConfig) -> Params:
+    """Parameter tree of a network: `jax.ShapeDtypeStruct` leaves, nothing computed."""
+    return jax.eval_shape(Segmenter(config).init, jax.random.key(0), _image(config))["params"]
+
+
+def init_params(config: SegmenterConfig, seed: int) -> Params:
+    """Initial parameters, float32, a function of the network and the seed alone.
+
+    Only the parameters are computed, one program per shape: a deep network costs little more to
+    compile than a shallow one, and the network itself never runs.
+    """
+    return _init(config, jax.random.key(seed))
+
+
+def init_some_params(config: SegmenterConfig, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Some of the parameters that `init_params` gives, on the host; the others are not computed.
+
+    Args:
+      config: the network.
+      names: "/"-joined names wanted.
+      seed: as for `init_params`.
+    """
+
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        flat = flatten_dict(_init(config, key), sep="/")
+        return {name: flat[name] for name in names}
+
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+def _init(config: SegmenterConfig, key: jax.Array) -> Params:
+    return Segmenter(config).lazy_init(key, _image(config), mutable=["params"])["params"]

@@ -1,0 +1,109 @@
+"""Scripts of launch/: what they would do, and what linters say of them."""
+
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
+SCRIPTS = ("local_processes.sh", "slurm.sbatch", "tpu_vm.sh")
+RUN = ["--config=configs/quickstart.py", "--workdir=runs/it's here"]
+TPU = {"NAME": "slice", "ZONE": "europe-west4-b", "ACCELERATOR": "v5litepod-16"}
+MAIN = ["-m", "segmenter_jax.main"]
+
+
+def dry_run(script, *arguments, **variables):
+    """Commands that a script would run, each as a list of words."""
+    result = subprocess.run(
+        [LAUNCH / script, *arguments],
+        env=os.environ | {"DRY_RUN": "1"} | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line) for line in result.stdout.splitlines()]
+
+
+def test_every_script_is_tested_here():
+    found = {p.name for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch")}
+    assert found == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_sound_shell(script):
+    subprocess.run(["bash", "-n", LAUNCH / script], check=True)
+    assert os.access(LAUNCH / script, os.X_OK)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_has_nothing_to_say(script):
+    result = subprocess.run(["shellcheck", LAUNCH / script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_without_arguments_tell_their_usage(script):
+    result = subprocess.run([LAUNCH / script], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert script in result.stderr and "DRY_RUN" in result.stderr
+
+
+def test_local_processes_differ_in_their_number_only():
+    first, second = dry_run("local_processes.sh", "2", *RUN, PORT="1234", PYTHON="python3")
+    expected = ["python3", *MAIN, "--coordinator=localhost:1234", "--num_processes=2"]
+    assert first == [*expected, "--process_id=0", *RUN]
+    assert second == [*expected, "--process_id=1", *RUN]
+
+
+def test_slurm_starts_one_step():
+    (command,) = dry_run("slurm.sbatch", *RUN, PYTHON="python3")
+    assert command == ["srun", "python3", *MAIN, "--interrupted_code=75", *RUN]
+
+
+def test_tpu_slice_is_made_again_after_a_preemption():
+    commands = dry_run("tpu_vm.sh", "resume", *RUN, **TPU, SPOT="1", PROJECT="mine")
+    told = [words for words in commands if words[0] == "gcloud"]
+    actions = [words[words.index("tpus") + 2] for words in told]
+    assert actions == ["delete", "create", "scp", "ssh", "ssh"]
+    create = told[1]
+    assert {"--zone=europe-west4-b", "--project=mine", "--spot"} <= set(create)
+    assert "--accelerator-type=v5litepod-16" in create
+    (remote,) = [w.removeprefix("--command=") for w in told[-1] if w.startswith("--command=")]
+    words = shlex.split(remote)
+    assert words[-len(MAIN + RUN) - 1 :] == [*MAIN, "--interrupted_code=75", *RUN]
+
+
+@pytest.mark.parametrize("missing", TPU)
+def test_tpu_script_names_what_is_not_set(missing):
+    environment = {k: v for k, v in (os.environ | TPU).items() if k != missing}
+    result = subprocess.run(
+        [LAUNCH / "tpu_vm.sh", "create"], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: set {missing}")
+
+
+def test_jobset_asks_for_a_whole_slice():
+    jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (workers,) = jobset["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    assert job["completionMode"] == "Indexed"
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == container["resources"]["requests"]
+    sides = [int(n) for n in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")]
+    chips = sides[0] * sides[1]
+    assert job["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == chips
+    assert job["parallelism"] == job["completions"]
+    *shell, script = container["command"]
+    assert shell == ["bash", "-c"]
+    words = shlex.split(script)
+    assert words[:4] == ["exec", "python", *MAIN]
+    names = {word.split("=")[0] for word in words[4:]}
+    assert {"--config", "--workdir"} <= names

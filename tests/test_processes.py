@@ -1,0 +1,246 @@
+"""Several processes on this machine train, evaluate and save as one does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from segmenter_jax import processes
+from tests.tiny_runs import ROOT, environment, run_python, train_arguments, write_dataset
+
+# Small enough that starting a process takes longer than training.
+LIGHT = {
+    "model__depth": 1,
+    "model__decoder": "linear",
+    "augment__crop_size": 32,
+    "augment__base_size": 32,
+    "eval__window": 32,
+    "batch_size": 8,
+    "total_steps": 12,
+    "checkpoint__every_steps": 4,
+}
+
+
+def light_arguments(workdir, source, **overrides):
+    return [str(a) for a in train_arguments(workdir, source, **LIGHT | overrides)]
+
+
+def launch(workdir, source, **overrides):
+    """Two processes of four devices, by the launcher."""
+    arguments = light_arguments(workdir, source, **overrides)[2:]
+    return subprocess.run(
+        ["launch/local_processes.sh", "2", *arguments],
+        cwd=ROOT,
+        env=environment(4) | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def start_two(workdir, source, **overrides):
+    """As `launch`, without a launcher."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    arguments = light_arguments(workdir, source, **overrides)
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments, *meeting, f"--process_id={index}"],
+            cwd=ROOT,
+            env=environment(4),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def hold_after_first_steps(workdir, running):
+    """Waits until something is logged, then holds process 1, and with it process 0."""
+    log = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 600
+    while not (log.exists() and log.read_text()):
+        assert all(process.poll() is None for process in running), running[0].stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running[1].send_signal(signal.SIGSTOP)
+
+
+def rows(workdir, name):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row[name] for row in map(json.loads, lines) if name in row}
+
+
+def state(workdir, step):
+    """Every array of a checkpoint, by name."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+
+
+def assert_same_run(ours, theirs, tolerance):
+    losses, expected = (rows(workdir, "train/loss") for workdir in (ours, theirs))
+    assert losses.keys() == expected.keys() == {2, 4, 6, 8, 10, 12}
+    np.testing.assert_allclose([*losses.values()], [*expected.values()], rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "scenes", val=5)
+
+
+@pytest.fixture(scope="module")
+def two(source, tmp_path_factory):
+    """Workdir of a run of two processes, which also build the dataset."""
+    workdir = tmp_path_factory.mktemp("runs") / "two"
+    result = launch(workdir, source)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "8 devices, 2 hosts" in result.stdout
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def one(source, two, tmp_path_factory):
+    """Workdir of the same run in one process of eight devices."""
+    workdir = tmp_path_factory.mktemp("runs") / "one"
+    result = run_python(*light_arguments(workdir, source), devices=8)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def test_two_processes_train_as_one_does(one, two):
+    assert_same_run(two, one, 1e-6)
+
+
+def test_two_processes_count_every_pixel_once(one, two):
+    ours, expected = (json.loads((w / "report.json").read_text()) for w in (two, one))
+    assert ours["num_images"] == 5
+    assert ours == expected
+
+
+def test_checkpoint_of_two_processes_is_gone_on_with_by_one(source, two, tmp_path):
+    workdir = tmp_path / "resumed"
+    subprocess.run(["cp", "-r", two, workdir], check=True)
+    subprocess.run(["rm", "-r", workdir / "checkpoints" / "12"], check=True)
+    result = run_python(*light_arguments(workdir, source), devices=1)
+    assert result.returncode == 0, result.stderr
+    assert "resumed at step 8" in result.stderr
+    assert_same_run(workdir, two, 1e-5)
+
+
+@pytest.mark.slow
+def test_parameters_cut_over_processes_train_alike(source, one, tmp_path):
+    workdir = tmp_path / "fsdp"
+    result = launch(workdir, source, mesh__fsdp=8)
+    assert result.returncode == 0, result.stdout
+    assert_same_run(workdir, one, 1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_both_at_one_step(source, two, tmp_path):
+    workdir = tmp_path / "stopped"
+    running = start_two(workdir, source)
+    hold_after_first_steps(workdir, running)
+    running[1].send_signal(signal.SIGTERM)
+    running[1].send_signal(signal.SIGCONT)
+    told = time.monotonic()
+    outputs = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert time.monotonic() - told < 30
+    assert "signal to another process: saving step" in outputs[0]
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert 2 <= step < 12
+    result = launch(workdir, source)
+    assert result.returncode == 0, result.stdout
+    assert f"resumed at step {step}" in result.stdout
+    found, expected = state(workdir, 12), state(two, 12)
+    assert {k: v.tobytes() for k, v in found.items()} == {
+        k: v.tobytes() for k, v in expected.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_loss_of_a_process_ends_the_other(source, two, tmp_path, lost):
+    workdir = tmp_path / "killed"
+    running = start_two(workdir, source)
+    hold_after_first_steps(workdir, running)
+    running[lost].kill()
+    running[1 - lost].send_signal(signal.SIGCONT)
+    told = time.monotonic()
+    _, output = running[1 - lost].communicate(timeout=300)
+    print(f"{time.monotonic() - told:.1f} s, code {running[1 - lost].returncode}\n{output[-600:]}")
+    assert time.monotonic() - told < 120
+    assert running[1 - lost].returncode != 0
+    result = launch(workdir, source)
+    assert result.returncode == 0, result.stdout
+    assert state(workdir, 12).keys() == state(two, 12).keys()
+    assert_same_run(workdir, two, 1e-6)
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, None),
+        (SLURM | {"SLURM_NTASKS": "2"}, "Slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),
+        # A shell in an allocation of four tasks.
+        (SLURM | {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        # In the batch script itself, outside of srun.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, None),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3"},
+            "Open MPI",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        # A notebook in a cluster.
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        # Not without the library of TPUs.
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, None),
+    ],
+)
+def test_schedulers_are_told_from_single_processes(variables, found):
+    assert processes.scheduler(variables) == found
+
+
+def test_open_mpi_that_hides_its_coordinator_is_no_single_process():
+    with pytest.raises(ValueError, match=r"give --coordinator=HOST:PORT --num_processes=\$OMPI"):
+        processes.scheduler({"OMPI_COMM_WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1",), "--num_processes and --process_id missing: give all of"),
+        ((None, 2, 0), "--coordinator missing"),
+        (("host:1", 2), "--process_id missing"),
+        (("host", 2, 0), "--coordinator='host' must look like HOST:PORT"),
+        (("host:1", 2, 2), r"--process_id=2 must lie in 0\.\.1"),
+    ],
+)
+def test_half_given_flags_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processes.start(*arguments)
+
+
+def test_one_process_asks_nobody(monkeypatch):
+    monkeypatch.setattr(os, "environ", SLURM | {"SLURM_NTASKS": "2"})
+    processes.start(num_processes=1)
+    assert not processes.several()
+    assert processes.broadcast(3) == processes.highest(3) == 3
