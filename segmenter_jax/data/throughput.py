@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segmenter_jax.data.images import decode_image, decode_label
+from segmenter_jax.data.images import decode_image, unpack_ids
 from segmenter_jax.data.pipeline import train_batches
 from segmenter_jax.data.transforms import TrainTransform
 
@@ -55,9 +55,7 @@ def measure_stages(
             "decode image": lambda i: decode_image(
                 records[i % len(records)]["image"], "image", channels=spec.channels
             ),
-            "decode label": lambda i: decode_label(
-                records[i % len(records)]["label"], spec, "label"
-            ),
+            "decode label": lambda i: unpack_ids(records[i % len(records)]["label_ids"], "label"),
         }
     stages |= {
         "transform": lambda i: transform(records[i % len(records)], rng),

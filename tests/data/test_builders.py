@@ -9,7 +9,7 @@ from PIL import Image
 from segmenter_jax.data import datasets
 from segmenter_jax.data.builders.shapes import Shapes, render_scene
 from segmenter_jax.data.datasets import build_dataset, built_datasets, open_dataset
-from segmenter_jax.data.images import check_pair
+from segmenter_jax.data.images import check_pair, decode_label, unpack_ids
 from segmenter_jax.data.specs import SHAPES, DataError
 from tests.data.conftest import noise
 
@@ -33,8 +33,15 @@ def test_shapes_records_are_deterministic_bytes(shapes):
     reader = Shapes(data_dir=str(shapes.directory.parent.parent)).record_readers()["validation"][7]
     record = shapes.source("validation")[7]
     rendered = reader()
-    assert record == {"image": rendered.image, "label": rendered.label, "name": rendered.name}
+    for part in ("image", "label", "name"):
+        assert record[part] == getattr(rendered, part)
     assert record["name"] == "validation_00007"
+
+
+def test_packed_labels_are_those_of_the_png_files(shapes):
+    record = shapes.source("validation")[7]
+    label = decode_label(record["label"], shapes.spec, "label")
+    np.testing.assert_array_equal(unpack_ids(record["label_ids"], "label"), label)
 
 
 def test_shapes_scenes():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from segmenter_jax.data.images import check_pair, decode_image, decode_label
+from segmenter_jax.data.images import check_pair, decode_image, decode_label, pack_ids, unpack_ids
 from segmenter_jax.data.specs import DataError, DatasetSpec
 from tests.data.conftest import encode, noise
 
@@ -249,3 +249,12 @@ def test_pair_that_disagrees_about_orientation(three_classes):
         check_pair(image, encode(np.zeros((4, 5), np.uint8)), three_classes, "i", "l")
     pixels, ids = check_pair(image, encode(np.zeros((5, 4), np.uint8)), three_classes, "i", "l")
     assert pixels.shape == (5, 4, 3) and ids.shape == (5, 4)
+
+
+def test_packed_labels_are_read_back_and_damage_is_named():
+    label = noise(6, 9)[..., 0]
+    packed = pack_ids(label)
+    np.testing.assert_array_equal(unpack_ids(packed, "x"), label)
+    for damaged in (packed[:4], packed[:-3], packed[:9] + b"?" + packed[10:], packed[4:8] * 2):
+        with pytest.raises(DataError, match="x: the packed label is damaged"):
+            unpack_ids(damaged, "x")
