@@ -57,26 +57,26 @@ stop() { kill -s "$1" "${pids[@]}" 2>/dev/null || true; }
 trap 'stop TERM' INT TERM
 
 status=0
+first=
 deadline=
 while ((${#pids[@]})); do
-  left=()
-  for pid in "${pids[@]}"; do
-    if kill -0 "$pid" 2>/dev/null; then
-      left+=("$pid")
-      continue
-    fi
+  for i in "${!pids[@]}"; do
+    if kill -0 "${pids[i]}" 2>/dev/null; then continue; fi
     code=0
-    wait "$pid" || code=$?
+    wait "${pids[i]}" || code=$?
+    unset "pids[i]"
     if ((code && !status)); then
       status=$code
-      echo "a process (pid $pid) ended with code $code; the others are stopped" >&2
+      first="process $i ended with code $code, see $logs/process_$i.log"
+      echo "$first; the others are stopped" >&2
       deadline=$((SECONDS + grace))
-      stop TERM
+      if ((${#pids[@]})); then stop TERM; fi
     fi
   done
-  pids=(${left[@]+"${left[@]}"})
   # One that waits for a process that is gone may not hear the first signal.
-  if [[ -n $deadline ]] && ((SECONDS > deadline)); then stop KILL; fi
+  if [[ -n $deadline ]] && ((SECONDS > deadline && ${#pids[@]})); then stop KILL; fi
   sleep 0.2
 done
+# Again, since the others may have had much to say.
+if [[ -n $first ]]; then echo "error: $first" >&2; fi
 exit "$status"

@@ -1,7 +1,6 @@
 """What the argparse command lines share: exit codes and how failures are told."""
 
 import argparse
-import ctypes
 import os
 import pathlib
 import sys
@@ -57,23 +56,6 @@ def use_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(root / "segmenter_jax" / "xla"))
-
-
-# Parameters of glibc's `mallopt`.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-
-
-def keep_freed_memory() -> None:
-    """Makes the C library keep freed memory instead of handing it back to the system.
-
-    A compiled program allocates its temporary memory anew in every call. On a CPU the system would
-    clear all its pages each time, which takes a fifth of a small training step. The process stays
-    at its peak of memory; other C libraries than glibc are left as they are.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        # One arena, since only the first can grow in place; threads started before keep theirs.
-        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
-            libc.mallopt(parameter, value)
 
 
 def scale_list(text: str) -> tuple[float, ...]:

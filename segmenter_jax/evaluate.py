@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from segmenter_jax.allocator import keep_freed_memory
 from segmenter_jax.binary_metrics import BinaryScores
 from segmenter_jax.checkpoints.model_dir import ModelDescription
 from segmenter_jax.command import (
     add_protocol_flags,
-    keep_freed_memory,
     protocol_overrides,
     run_command,
     use_compilation_cache,

@@ -10,10 +10,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from segmenter_jax import logging, processes
+from segmenter_jax.allocator import keep_freed_memory
 from segmenter_jax.command import (
     FAILED,
     INTERRUPTED,
-    keep_freed_memory,
     one_line,
     use_compilation_cache,
 )

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from segmenter_jax.allocator import keep_freed_memory
 from segmenter_jax.command import (
     FAILED,
     add_protocol_flags,
-    keep_freed_memory,
     one_line,
     protocol_overrides,
     run_command,

@@ -6,6 +6,7 @@ functions but `start` are called by all processes in the same order.
 
 import collections
 import contextlib
+import faulthandler
 import importlib.util
 import os
 import pathlib
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # A process that is silent for so long is taken for dead, and the others end.
-HEARTBEAT_SECONDS = 60
+HEARTBEAT_SECONDS = 30
 
 # Seconds that processes wait for each other, when they start and when they have finished.
 MEETING_SECONDS = 300
@@ -96,6 +97,8 @@ def _join(how: str, given: dict) -> None:
         raise ProcessError(
             f"the processes of this run did not meet, {how}: {str(error).splitlines()[0]}"
         ) from error
+    # JAX aborts a process that lost another: the stacks of all threads would bury its message.
+    faulthandler.enable(all_threads=False)
     # JAX swallows SIGTERM from here on; until the run listens to it, it shall end the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # On CPUs a group of devices must connect within 30 seconds of its first use, which is now.

@@ -21,19 +21,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.tiny_runs import ROOT, environment, train_arguments, write_dataset
+from tests.tiny_runs import LIGHT, ROOT, environment, train_arguments, write_dataset
 
 # Every round gets a little further: it is killed within a few saves.
-SETTINGS = {
-    "total_steps": 160,
-    "model__depth": 1,
-    "model__decoder": "linear",
-    "augment__crop_size": 32,
-    "augment__base_size": 32,
-    "eval__window": 32,
-    "checkpoint__every_steps": 4,
-    "log__every_steps": 1,
-}
+SETTINGS = LIGHT | {"total_steps": 160, "checkpoint__every_steps": 4, "log__every_steps": 1}
 MOMENTS = ("while it starts", "while it trains", "inside a save")
 
 

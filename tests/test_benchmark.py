@@ -112,7 +112,7 @@ def test_freed_memory_is_kept_for_the_next_allocation():
     # Its own process: the setting lasts for the rest of one.
     code = """
 import resource
-from segmenter_jax.command import keep_freed_memory
+from segmenter_jax.allocator import keep_freed_memory
 keep_freed_memory()
 faults = []
 for _ in range(3):

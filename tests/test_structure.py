@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each layer may import those before it, and its own.
 LAYERS = (
     # Leaves.
-    ("resampling", "command", "logging", "metrics", "optim", "sharding", "visualize"),
+    ("allocator", "resampling", "command", "logging", "metrics", "optim", "sharding", "visualize"),
     ("processes", "progress", "interruption", "watchdog", "run_config"),
     ("binary_metrics", "data.specs", "data.class_tables"),
     ("losses", "models", "data", "windows", "merging", "video", "scoring"),

@@ -32,6 +32,15 @@ OVERRIDES = {
     "optimizer.warmup_steps": 2,
 }
 
+# Overrides with which starting a process takes longer than training.
+LIGHT = {
+    "model__depth": 1,
+    "model__decoder": "linear",
+    "augment__crop_size": 32,
+    "augment__base_size": 32,
+    "eval__window": 32,
+}
+
 
 def write_dataset(folder: pathlib.Path, train: int = 6, val: int = 3) -> pathlib.Path:
     """Writes a folder dataset of generated scenes and returns the folder."""

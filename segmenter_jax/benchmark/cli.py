@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import jax
 
+from segmenter_jax.allocator import keep_freed_memory
 from segmenter_jax.benchmark import collectives, flops, kernels, network
 from segmenter_jax.benchmark.measure import environment
 from segmenter_jax.benchmark.report import publish
 from segmenter_jax.command import (
-    keep_freed_memory,
     run_command,
     scale_list,
     use_compilation_cache,

@@ -8,7 +8,9 @@ from the step number.
 """
 
 import contextlib
-import ctypes
+import functools
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,12 +19,14 @@ import grain
 import numpy as np
 from absl import flags
 
+from segmenter_jax.allocator import keep_freed_memory
+
 Example = dict[str, Any]
 
-# Of glibc's malloc; larger arrays than the first go back to the system at once.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_ARRAY_BYTES = 32 * 2**20
-_KEPT_BYTES = 256 * 2**20
+# Added to the priority value of reading threads, on the scale of `nice`.
+_NICENESS = 10
+
+_thread = threading.local()
 
 
 class Stream(Iterator[Example]):
@@ -100,6 +104,8 @@ def train_batches(
             f"{start_step=}, {num_workers=} and {num_threads=} must not be negative, "
             f"{prefetch=} must be at least 1"
         )
+    if num_threads:
+        transform = functools.partial(_in_background, transform)
     batches = _ordered_batches(source, transform, global_batch_size // process_count, seed)
     # In global order, process p owns every P-th share of a batch from p on.
     mine = batches[start_step * process_count + process_index :: process_count]
@@ -107,7 +113,8 @@ def train_batches(
     if num_workers:
         dataset = _in_workers(dataset, num_workers, prefetch)
     else:
-        _prepare_process()
+        # Reading threads already use every core; OpenCV's own would only get in their way.
+        cv2.setNumThreads(0)
     return Stream(dataset)
 
 
@@ -164,7 +171,7 @@ def eval_examples(
       ValueError: the process index is out of range.
     """
     _check_process(process_index, process_count)
-    _prepare_process()
+    cv2.setNumThreads(0)
     dataset = grain.MapDataset.source(source)[process_index::process_count].map(transform)
     return Stream(dataset.to_iter_dataset(_read_options(num_threads, 4 * num_threads)))
 
@@ -182,16 +189,23 @@ def _read_options(num_threads: int, buffer_size: int) -> grain.ReadOptions:
     )
 
 
-def _prepare_process() -> None:
-    # Reading threads already use every core; OpenCV's own would only get in their way.
-    cv2.setNumThreads(0)
-    # Fresh pages for every batch took up to a tenth of the time: keep those that were freed.
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_ARRAY_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-
-
 def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
-    _prepare_process()
+    cv2.setNumThreads(0)
+    keep_freed_memory()
+
+
+def _in_background(
+    transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]],
+    record: Any,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """The transform in a thread that leaves the cores to those of the training step."""
+    if not getattr(_thread, "is_lowered", False):
+        _thread.is_lowered = True
+        # Linux has priorities for threads; elsewhere the thread keeps that of its process.
+        with contextlib.suppress(OSError):
+            thread = threading.get_native_id()
+            priority = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, priority)
+    return transform(record, rng)
