@@ -3,6 +3,7 @@
 python -m tests.kill_rounds [ROUNDS] [SEED]
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,11 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-
-from tests.tiny_runs import LIGHT, ROOT, environment, train_arguments, write_dataset
+from tests.tiny_runs import LIGHT, ROOT, environment, state_bytes, train_arguments, write_dataset
 
 # Every round gets a little further: it is killed within a few saves.
 SETTINGS = LIGHT | {"total_steps": 160, "checkpoint__every_steps": 4, "log__every_steps": 1}
@@ -43,10 +40,27 @@ def wait_until(condition, process: subprocess.Popen) -> None:
         time.sleep(0.001)
 
 
-def kill(workdir: pathlib.Path, source: pathlib.Path, moment: str, rng: random.Random) -> None:
-    """Starts the run and kills it at a moment, unless it ends before."""
-    log, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
-    before = time.time()
+def saves(workdir: pathlib.Path, since: float) -> bool:
+    """Whether a save is not finished that began after a run was started."""
+    log = workdir / "metrics.jsonl"
+    # Opened after leftovers of earlier starts were removed.
+    if not log.exists() or log.stat().st_mtime < since:
+        return False
+    for folder in (workdir / "checkpoints").glob("*tmp*"):
+        # Gone if the save was finished in between.
+        with contextlib.suppress(FileNotFoundError):
+            if folder.stat().st_ctime > since:
+                return True
+    return False
+
+
+def kill(workdir: pathlib.Path, source: pathlib.Path, moment: str, rng: random.Random) -> bool:
+    """Starts the run and kills it at a moment, unless it ends before.
+
+    Returns:
+      Whether it was killed inside a save.
+    """
+    log, before = workdir / "metrics.jsonl", time.time()
     process = start(workdir, source)
     if moment == "while it starts":
         time.sleep(rng.uniform(0, 8))
@@ -56,18 +70,11 @@ def kill(workdir: pathlib.Path, source: pathlib.Path, moment: str, rng: random.R
         wait_until(lambda: log.stat().st_size != size, process)
         time.sleep(rng.uniform(0, 1.5))
     if moment == "inside a save":
-        wait_until(lambda: any(checkpoints.glob("*tmp*")), process)
+        wait_until(lambda: saves(workdir, before), process)
         time.sleep(rng.uniform(0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.wait()
-
-
-def state_bytes(folder: pathlib.Path) -> dict[str, bytes]:
-    """Every array of a checkpoint."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(folder / "state")
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in paths}
+    return saves(workdir, before)
 
 
 def main(rounds: int = 20, seed: int = 0) -> None:
@@ -81,15 +88,16 @@ def main(rounds: int = 20, seed: int = 0) -> None:
         inside = 0
         for index in range(rounds):
             moment = MOMENTS[index % len(MOMENTS)]
-            kill(killed, source, moment, rng)
+            saving = kill(killed, source, moment, rng)
+            inside += saving
             names = sorted(path.name for path in (killed / "checkpoints").glob("*"))
-            inside += any("tmp" in name for name in names)
-            print(f"round {index + 1}, killed {moment}: {' '.join(names)}", flush=True)
+            note = ", inside a save" if saving and moment != "inside a save" else ""
+            print(f"round {index + 1}, killed {moment}{note}: {' '.join(names)}", flush=True)
         assert start(killed, source).wait() == 0, pathlib.Path(f"{killed}.log").read_text()
         messages = pathlib.Path(f"{killed}.log").read_text()
         assert "damaged" not in messages, messages
-        last = f"checkpoints/{SETTINGS['total_steps']}"
-        assert state_bytes(killed / last) == state_bytes(alone / last)
+        last = SETTINGS["total_steps"]
+        assert state_bytes(killed, last) == state_bytes(alone, last)
         losses = [
             [
                 (r["step"], r["train/loss"])

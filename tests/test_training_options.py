@@ -11,8 +11,7 @@ import pytest
 from segmenter_jax import load
 from segmenter_jax.checkpoints.model_dir import load_description, load_model
 from segmenter_jax.data.augment import NORMALIZATION
-from tests.test_train import state_bytes
-from tests.tiny_runs import run_python, train_arguments, write_dataset
+from tests.tiny_runs import run_python, state_bytes, train_arguments, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import cv2
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from segmenter_jax.data.builders.shapes import render_scene
 from segmenter_jax.data.specs import SHAPES
@@ -94,3 +97,14 @@ def train_arguments(workdir: pathlib.Path, source: pathlib.Path, **overrides: ob
         f"--workdir={workdir}",
         *flags,
     ]
+
+
+def state_bytes(workdir: pathlib.Path, step: int) -> dict[str, bytes]:
+    """Every array of a checkpoint as bytes, by name; saved by whatever devices."""
+    folder = workdir / "checkpoints" / str(step) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        names = checkpointer.metadata(folder).item_metadata.tree
+        kind = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        state = checkpointer.restore(folder, restore_args=kind)
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in paths}
