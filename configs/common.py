@@ -17,9 +17,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Parts a batch is processed in: less memory, same gradient but for other draws of dropout.
     config.grad_accum_steps = 1
     config.ema_decay = (
-        0.0  # Of an average of the weights, evaluated and kept in their place; 0: off.
+        0.0  # Of an average of the weights, which is then evaluated and kept; 0: off.
     )
-    config.init_from = ""  # Weights to start from: model directory, .npz, .pth or .safetensors.
+    # Weights to start from: model directory, .npz, .pth, .safetensors, https:// or gs:// address of
+    # one, or a name such as "augreg/B_16".
+    config.init_from = ""
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = "Ti/16"  # Ti, S, B or L, and the patch size.
@@ -73,9 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.clip_norm = placeholder(float)  # Bound of the gradient norm; None: none.
     config.optimizer.layer_decay = 1.0  # Learning rate of an encoder layer over that of the next.
     config.optimizer.freeze_encoder = False  # Train the decoder only.
-    config.optimizer.max_skipped_updates = (
-        0  # Non-finite updates left out in a row; 0: stop at once.
-    )
+    config.optimizer.max_skipped_updates = 0  # Non-finite updates left out in a row; 0: stop.
 
     config.loss = ml_collections.ConfigDict()
     config.loss.class_weights = ()  # One weight per class, for example (1.0, 0.5, 2.0); (): all 1.

@@ -9,6 +9,9 @@ import numpy as np
 
 from segmenter_jax.data.specs import DatasetSpec
 
+# Pixels of at least this probability are foreground.
+_FOREGROUND = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class BinaryScore:
@@ -27,7 +30,7 @@ class BinaryScore:
 
 
 def binary_score(
-    label: np.ndarray, probability: np.ndarray, ignore_label: int = 255, threshold: float = 0.5
+    label: np.ndarray, probability: np.ndarray, ignore_label: int = 255
 ) -> BinaryScore:
     """Compares the foreground of one image with its label.
 
@@ -35,7 +38,6 @@ def binary_score(
       label: integers (H, W): 0, 1 or `ignore_label`.
       probability: float (H, W), of class 1, in [0, 1].
       ignore_label: label value of pixels that count nowhere.
-      threshold: pixels of at least this probability are foreground.
 
     Raises:
       ValueError: shapes differ, or a label is neither 0, 1 nor `ignore_label`.
@@ -49,7 +51,7 @@ def binary_score(
         raise ValueError(f"label has value {wrong}, which is neither 0, 1 nor {ignore_label}")
     if not label.size:
         return BinaryScore(math.nan, math.nan, False)
-    truth, found = label == 1, probability >= threshold
+    truth, found = label == 1, probability >= _FOREGROUND
     union = np.count_nonzero(truth | found)
     iou = np.count_nonzero(truth & found) / union if union else 1.0
     return BinaryScore(iou, float(np.abs(probability - truth).mean()), bool(truth.any()))

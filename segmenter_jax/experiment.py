@@ -186,10 +186,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     d = config.dataset
     dataset = build_dataset(d.name, d.data_dir, d.source or None)
     for split in (d.train_split, d.eval_split):
-        if split not in dataset.splits:
-            raise ValueError(
-                f"dataset {d.name!r} has no split {split!r}; choose from {sorted(dataset.splits)}"
-            )
+        # Refused here rather than at the first evaluation.
+        dataset.source(split)
     description = describe(config, dataset.spec)
     return Experiment(
         config=config,

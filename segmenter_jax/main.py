@@ -4,6 +4,7 @@ python -m segmenter_jax.main --config=configs/quickstart.py --workdir=runs/quick
 """
 
 import sys
+import traceback
 
 import jax
 from absl import app, flags
@@ -63,8 +64,11 @@ def main(argv: list[str]) -> int:
         jax.errors.JaxRuntimeError,
     ) as error:
         if FLAGS.debug:
-            raise
+            traceback.print_exc()
         print(f"error: {_told(error)}", file=sys.stderr)
+        return _left(FAILED)
+    except Exception:
+        traceback.print_exc()
         return _left(FAILED)
     return FLAGS.interrupted_code if results is None else 0
 

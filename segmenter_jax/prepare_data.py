@@ -191,7 +191,9 @@ def _decode(arguments: argparse.Namespace) -> int:
         source = dataset.source(split, encoded=True)
         folder = decoded_folder(dataset.directory, split)
         if arguments.remove:
-            shutil.rmtree(folder, ignore_errors=True)
+            # With what killed calls have left.
+            for path in [folder, *folder.parent.glob(".build_*")]:
+                shutil.rmtree(path, ignore_errors=True)
             continue
         if folder.is_dir():
             print(f"{split}: is there already, {folder}")

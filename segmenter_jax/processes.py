@@ -70,6 +70,8 @@ def start(
             _join(f"as {found} says", {})
         return
     _check_address(coordinator)
+    if num_processes < 1:
+        raise ValueError(f"--num_processes={num_processes} must be at least 1")
     if not 0 <= process_id < num_processes:
         raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}")
     # Nothing is left to detect: JAX would otherwise show a task of Slurm one of its GPUs only.

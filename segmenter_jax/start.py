@@ -25,6 +25,9 @@ def initial_params(experiment: Experiment, workdir: epath.Path) -> Params:
     """
     config = experiment.config
     if not config.init_from:
+        if jax.process_index() == 0:
+            # Of an earlier start that was given a source and left no checkpoint.
+            (workdir / ORIGIN_FILE).unlink(missing_ok=True)
         return init_params(experiment.model.config, config.seed)
     # Readers of foreign formats are needed here only.
     from segmenter_jax.convert import load_init

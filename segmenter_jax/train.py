@@ -134,6 +134,7 @@ class _Loop:
             self._evaluate_if_interrupted()
             if self.step < total:
                 self._log_memory(step_fn)
+            self.progress.started = time.monotonic()
             while self.step < total and not self.stopped:
                 batch = sharding.put_batch(next(batches), experiment.mesh)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):

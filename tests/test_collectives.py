@@ -55,6 +55,15 @@ def test_bytes_of_a_program_are_counted_by_hand():
     assert found["collective-permute1"].moved == 400
 
 
+def test_operands_of_started_collectives_do_not_count():
+    line = (
+        "  %rs = ((f32[1024]{0}), f32[128]{0}) reduce-scatter-start(%p), "
+        "replica_groups=[1,8]<=[8], to_apply=%add"
+    )
+    (found,) = collectives_of(f"ENTRY %main (p: f32[1024]) -> f32[] {{\n{line}\n}}\n", 8)
+    assert found.moved == 4096 * 7 / 8
+
+
 def test_loop_of_unknown_length_is_refused():
     text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
     with pytest.raises(ValueError, match="in a loop of an unknown number of rounds"):

@@ -99,11 +99,11 @@ def _walk(
 
 def _collective(line: str, match: re.Match, times: int, num_devices: int) -> Collective:
     kind, arrays = match["kind"], _ARRAY.findall(match["type"])
-    if match["start"] and kind == "all-gather":
+    if match["start"] and kind == "collective-permute":
+        arrays = arrays[1:2]
+    elif match["start"] and kind != "all-reduce":
         # The operands come first, as many as results.
         arrays = arrays[len(arrays) // 2 :]
-    elif match["start"] and kind == "collective-permute":
-        arrays = arrays[1:2]
     group = num_devices
     if found := _GROUP_LIST.search(line):
         group = found[1].count(",") + 1

@@ -1,5 +1,6 @@
 """Checkpoints of a training run: written in the background, whole or not at all."""
 
+import itertools
 import logging
 from typing import Any
 
@@ -156,9 +157,10 @@ class Checkpoints:
             if jax.process_index() > 0:
                 break
             aside = path.with_name(f"{path.name}.damaged")
-            copies = len(list(self._path.glob(f"{aside.name}*")))
-            if copies:
-                aside = path.with_name(f"{aside.name}.{copies + 1}")
+            for copy in itertools.count(2):
+                if not aside.exists():
+                    break
+                aside = path.with_name(f"{path.name}.damaged.{copy}")
             path.rename(aside)
             logger.warning("checkpoint %s is damaged, and kept as %s: %s", path, aside.name, reason)
         if damaged:
@@ -183,7 +185,8 @@ class Checkpoints:
 
 def _read(path: epath.Path, target: Any, wanted: dict[str, _Leaf]) -> tuple[Any, dict[str, Any]]:
     record = ocp.JsonCheckpointHandler().restore(path / _DATA, args=ocp.args.JsonRestore())
-    if not isinstance(record, dict) or record.keys() != {"position", "bit_sums"}:
+    is_record = isinstance(record, dict) and record.keys() == {"position", "bit_sums"}
+    if not is_record or not all(isinstance(value, dict) for value in record.values()):
         raise TypeError(f"{_DATA} holds no data position")
     # The manager's own restore waits for processes that may have failed.
     handler = ocp.StandardCheckpointHandler()
@@ -230,6 +233,9 @@ def _root(error: BaseException) -> BaseException:
 
 def _is_no_damage(error: BaseException) -> bool:
     error = _root(error)
-    if isinstance(error, CheckpointError | MemoryError | PermissionError):
+    if isinstance(error, CheckpointError | MemoryError):
+        return True
+    # What the system refuses says nothing about the files, but that one is missing.
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
         return True
     return any(word in str(error) for word in _TRANSIENT)

@@ -101,6 +101,8 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
         path.is_dir() and not (path / MODEL_FILE).exists() and any(path.iterdir())
     ):
         raise ValueError(f"{path}: exists and is not a model directory; it is left as it is")
+    # Where there is no staging, process 0 must not clear the folder before all have looked.
+    _barrier("checked")
     target = staging(path) if is_local(path) else path
     if target != path and jax.process_index() == 0:
         recover(path)

@@ -73,7 +73,8 @@ class RecordSource:
         record = self._records[index]
         example = {"image": record["image"], "name": record["name"].decode("utf-8")}
         if record["label"]:
-            example |= {name: record[name] for name in ("label", "label_ids")}
+            # Datasets built by an earlier version have no packed labels.
+            example |= {name: record[name] for name in ("label", "label_ids") if name in record}
         return example
 
     def __repr__(self) -> str:

@@ -7,9 +7,9 @@ position. So what a step sees depends on neither workers, threads nor processes,
 from the step number.
 """
 
-import contextlib
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -203,8 +203,8 @@ def _in_background(
     """The transform in a thread that leaves the cores to those of the training step."""
     if not getattr(_thread, "is_lowered", False):
         _thread.is_lowered = True
-        # Linux has priorities for threads; elsewhere the thread keeps that of its process.
-        with contextlib.suppress(OSError):
+        # Only Linux has priorities for threads.
+        if sys.platform == "linux":
             thread = threading.get_native_id()
             priority = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
             os.setpriority(os.PRIO_PROCESS, thread, priority)

@@ -28,10 +28,11 @@ def staging(root: Path, origin: Mapping[str, Any]) -> Iterator[Path]:
     created = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-    (folder / _ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
     with (folder / _LOCK).open("w") as lock:
-        # Without locks, nobody can tell that it is abandoned: it is left alone.
+        # Where nothing can be locked, nothing can be found abandoned either. The origin, which
+        # makes a folder findable, comes after the lock.
         _lock(lock)
+        (folder / _ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
         try:
             yield folder
         except Exception:
@@ -58,7 +59,12 @@ def abandoned(root: Path, origin: Mapping[str, Any]) -> Iterator[list[Path]]:
             theirs = _origin(folder)
             if theirs is None or theirs.get("name") != origin["name"]:
                 continue
-            if _lock(locks.enter_context((folder / _LOCK).open("w"))):
+            try:
+                file = locks.enter_context((folder / _LOCK).open("r+"))
+            except FileNotFoundError:
+                # Its own build has just ended.
+                continue
+            if _lock(file):
                 held.append(folder)
                 if theirs == origin:
                     found.append(folder)

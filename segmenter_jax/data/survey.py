@@ -165,7 +165,7 @@ def _absent_classes(spec: DatasetSpec, statistics: Mapping[str, SplitStatistics]
     if not absent:
         return []
     more = f" and {len(absent) - _MAX_LISTED} more" if len(absent) > _MAX_LISTED else ""
-    return [f"classes that no label shows: {', '.join(absent[:_MAX_LISTED])}{more}"]
+    return [f"classes that no label shows: {'; '.join(absent[:_MAX_LISTED])}{more}"]
 
 
 def _describe_sizes(statistics: SplitStatistics) -> str:

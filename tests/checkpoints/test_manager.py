@@ -131,6 +131,10 @@ DAMAGES = {
     "state removed": (lambda f: shutil.rmtree(f / "state"), "FileNotFoundError|not found"),
     "data position removed": (lambda f: shutil.rmtree(f / "data"), "FileNotFoundError"),
     "data position cut short": (lambda f: cut(f / "data" / "metadata", 20), "JSONDecodeError"),
+    "sums of something else": (
+        lambda f: (f / "data" / "metadata").write_text('{"position": {}, "bit_sums": null}'),
+        "TypeError",
+    ),
     "data position of something else": (
         lambda f: (f / "data" / "metadata").write_text(json.dumps([1, 2])),
         "holds no data position",

@@ -10,6 +10,7 @@ from PIL import Image
 
 from segmenter_jax.data.builders.files import MAX_FILE_BYTES, SourceFiles
 from segmenter_jax.data.datasets import build_dataset, open_dataset
+from segmenter_jax.data.images import decode_label, unpack_ids
 from segmenter_jax.data.pipeline import eval_examples, train_batches
 from segmenter_jax.data.specs import BENCHMARKS, DataError
 from segmenter_jax.data.transforms import EvalTransform, ImageTransform, TrainTransform
@@ -85,7 +86,11 @@ def test_original_bytes_are_stored(tmp_path):
     folder = replicas.write("ade20k", tmp_path / "folder")
     source = build("ade20k", tmp_path / "data", folder).source("train")
     root = folder / "ADEChallengeData2016"
-    assert source[1] == {
+    record = source[1]
+    packed = record.pop("label_ids")
+    label = decode_label(record["label"], BENCHMARKS["ade20k"], "label")
+    np.testing.assert_array_equal(unpack_ids(packed, "label"), label)
+    assert record == {
         "image": (root / "images/training/ADE_train_00000002.jpg").read_bytes(),
         "label": (root / "annotations/training/ADE_train_00000002.png").read_bytes(),
         "name": "ADE_train_00000002",
