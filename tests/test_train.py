@@ -192,7 +192,7 @@ def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(finished, source,
     bad = {"total_steps": 12, "optimizer__learning_rate": 1e30}
     result = run_python(*train_arguments(workdir, source, **bad))
     assert result.returncode == 1
-    assert "the loss of step 8 is nan, with learning rate" in result.stderr.splitlines()[-1]
+    assert "the update_norm of step 7 is inf, with learning rate" in result.stderr.splitlines()[-1]
     assert "config.total_steps was 6 when this run began, is now 12" in result.stderr
     assert [path.name for path in sorted((workdir / "checkpoints").iterdir())] == ["3", "6"]
     assert state_bytes(workdir, 6) == state_bytes(finished[0], 6)
