@@ -3,9 +3,9 @@
 #
 #   launch/local_processes.sh NUM_PROCESSES --config=configs/quickstart.py --workdir=runs/two ...
 #
-# DRY_RUN=1 prints the commands instead. Process N writes to WORKDIR/process_N.log, if a --workdir
-# is given; process 0 also to the terminal. Ctrl-C and SIGTERM save and leave. On a machine without
-# GPU or TPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 gives each process 4 devices.
+# DRY_RUN=1 prints the commands instead. Process N writes to WORKDIR/process_N.log (into a temporary
+# folder if WORKDIR is remote); process 0 also to the terminal. Ctrl-C and SIGTERM save and leave.
+# On CPUs, XLA_FLAGS=--xla_force_host_platform_device_count=4 gives each process 4 devices.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,8 +20,11 @@ python=${PYTHON:-python}
 grace=${GRACE_SECONDS:-90}
 
 logs=
+before=
 for argument in "$@"; do
   if [[ $argument == --workdir=* ]]; then logs=${argument#--workdir=}; fi
+  if [[ $before == --workdir ]]; then logs=$argument; fi
+  before=$argument
 done
 
 command_of() {
@@ -38,7 +41,10 @@ if [[ -n ${DRY_RUN:-} ]]; then
   exit
 fi
 
-if [[ -z $logs ]]; then logs=$(mktemp -d); fi
+if [[ -z $logs || $logs == *://* ]]; then
+  logs=$(mktemp -d)
+  echo "logs: $logs" >&2
+fi
 mkdir -p "$logs"
 # Every process in a group of its own: Ctrl-C reaches this script only, which tells each once.
 set -m

@@ -130,29 +130,22 @@ def look(
     layer = _check_choices(predictor, part, layer, patch, class_name, rollout)
     picture = predictor.read(picture)
     image = _scaled_picture(predictor, picture)
-    config, d = predictor.model.config, predictor.description
+    config = predictor.model.config
     grid = patch_grid(image.shape[:2], config.patch_size)
     _check_memory(grid, config.num_heads, config.num_classes)
 
-    inputs = predictor.model, predictor.params, normalize(image[None], None, d.mean, d.std)
-    if rollout:
-        logits, flow = attention_rollout(*inputs, layer)
-        weights = flow[0, None]
-    else:
-        logits, weights = attention_weights(*inputs, part, layer)
-        weights = weights[0]
+    logits, weights = _run(predictor, image, part, layer, rollout)
     first = config.num_extra_tokens if part == "encoder" else 0
     num_patches = math.prod(grid)
     cell = mask = None
+    token, who = 0, "class token"
     if class_name is not None:
         class_id = predictor.classes.index(class_name)
         token, who = num_patches + class_id, f"class {class_name}"
-        mask = np.asarray(jax.nn.softmax(logits[0], axis=-1)[..., class_id])
+        mask = np.asarray(jax.nn.softmax(logits, axis=-1)[..., class_id])
     elif patch is not None:
         cell = _patch_at(patch, picture.shape[:2], image.shape[:2], config.patch_size)
         token, who = first + cell[0] * grid[1] + cell[1], f"patch at {patch[0]}, {patch[1]}"
-    else:
-        token, who = 0, "class token"
     maps = np.asarray(weights[:, token, first : first + num_patches]).reshape(-1, *grid)
     kind = f"rollout to layer {layer}" if rollout else f"layer {layer}"
     return AttentionMaps(
@@ -206,6 +199,19 @@ def _scaled_picture(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
     settings = predictor.engine().settings
     check_image(picture.shape, settings, predictor.model.config.in_channels)
     return scaled_image(picture, settings, 1.0)
+
+
+def _run(
+    predictor: Predictor, image: np.ndarray, part: str, layer: int, rollout: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Low-resolution logits (h, w, K), and weights (heads, T, T); a rollout has one head."""
+    d = predictor.description
+    inputs = predictor.model, predictor.params, normalize(image[None], None, d.mean, d.std)
+    if rollout:
+        logits, flow = attention_rollout(*inputs, layer)
+        return logits[0], flow
+    logits, weights = attention_weights(*inputs, part, layer)
+    return logits[0], weights[0]
 
 
 def _patch_at(

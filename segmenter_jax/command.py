@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from segmenter_jax.messages import one_line
+
 FAILED = 1
+USAGE = 2
 INTERRUPTED = 130
 
 
@@ -42,11 +45,6 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def use_compilation_cache() -> None:

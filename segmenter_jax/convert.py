@@ -151,11 +151,11 @@ def load_init(
     def initial(names: list[str]) -> Mapping[str, Any]:
         return init_some_params(config, names, seed)
 
-    options = ConvertOptions(seed=seed)
-    flat, report = adapt(checkpoint, config, initial, options.position_method)
+    given = {"position_method": ConvertOptions.position_method, "seed": seed}
+    flat, report = adapt(checkpoint, config, initial, given["position_method"])
     report.warnings += _normalization_warnings(checkpoint, target)
     params = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
-    return params, _provenance(checkpoint, options, report), report
+    return params, _provenance(checkpoint, given, report), report
 
 
 def _normalization_warnings(checkpoint: Checkpoint, target: ModelDescription) -> list[str]:
@@ -183,7 +183,8 @@ def _target_config(checkpoint: Checkpoint, options: ConvertOptions) -> Segmenter
                 )
     if not checkpoint.has_decoder and options.num_classes is None:
         raise CheckpointError(
-            f"{checkpoint.source}: holds an encoder only; give num_classes for a new decoder"
+            f"{checkpoint.source}: holds an encoder only; give num_classes (--num_classes of "
+            "python -m segmenter_jax.convert) for a new decoder"
         )
     fields = dataclasses.asdict(source)
     if not checkpoint.has_decoder:
@@ -232,7 +233,8 @@ def _describe(
         raise CheckpointError(f"{checkpoint.source}: wrong description: {message}") from None
 
     def complete(report: Report) -> ModelDescription:
-        provenance = _provenance(checkpoint, options, report)
+        given = {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
+        provenance = _provenance(checkpoint, given, report)
         if checkpoint.format == MODEL_DIRECTORY:
             provenance["parent"] = parent
         return dataclasses.replace(description, provenance=provenance)
@@ -240,8 +242,7 @@ def _describe(
     return complete
 
 
-def _provenance(checkpoint: Checkpoint, options: ConvertOptions, report: Report) -> dict[str, Any]:
-    given = {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
+def _provenance(checkpoint: Checkpoint, given: dict[str, Any], report: Report) -> dict[str, Any]:
     return {
         "format": checkpoint.format,
         "source": checkpoint.source,

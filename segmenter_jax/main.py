@@ -12,20 +12,16 @@ from ml_collections import config_flags
 
 from segmenter_jax import logging, processes
 from segmenter_jax.allocator import keep_freed_memory
-from segmenter_jax.command import (
-    FAILED,
-    INTERRUPTED,
-    one_line,
-    use_compilation_cache,
-)
+from segmenter_jax.command import FAILED, INTERRUPTED, USAGE, use_compilation_cache
+from segmenter_jax.config_flag import ConfigFileParser
+from segmenter_jax.messages import one_line
 from segmenter_jax.progress import NonFiniteLossError
 from segmenter_jax.train import train_and_evaluate
 
 FLAGS = flags.FLAGS
 
-USAGE = 2
-
-config_flags.DEFINE_config_file("config", None, "Config file, see configs/.", lock_config=True)
+config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+FLAGS["config"].parser = ConfigFileParser("config")
 flags.DEFINE_string("workdir", None, "Folder of the run; a run that is there is gone on with.")
 flags.DEFINE_bool("debug", False, "Show tracebacks of errors.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several processes.")
@@ -66,7 +62,7 @@ def main(argv: list[str]) -> int:
         if FLAGS.debug:
             traceback.print_exc()
         print(f"error: {_told(error)}", file=sys.stderr)
-        return _left(FAILED)
+        return _left(USAGE if isinstance(error, processes.UsageError) else FAILED)
     except Exception:
         traceback.print_exc()
         return _left(FAILED)
@@ -90,7 +86,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Flags to `FLAGS`; returns the other arguments. Wrong usage leaves with code 2."""
     try:
         return FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
+        if "--debug" in argv:
+            traceback.print_exc()
         print(f"error: {one_line(error)}\nSee --help", file=sys.stderr)
         sys.exit(USAGE)
 

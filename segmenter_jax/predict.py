@@ -22,12 +22,12 @@ from segmenter_jax.allocator import keep_freed_memory
 from segmenter_jax.command import (
     FAILED,
     add_protocol_flags,
-    one_line,
     protocol_overrides,
     run_command,
     use_compilation_cache,
 )
 from segmenter_jax.inference import Request, make_request
+from segmenter_jax.messages import one_line
 from segmenter_jax.predictor import Predictor, load
 from segmenter_jax.video import VIDEO_SUFFIXES, VideoWriter, read_frames, video_info
 from segmenter_jax.visualize import legend, overlay, palette_image

@@ -21,11 +21,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from segmenter_jax.messages import first_line
+
 # A process that is silent for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 30
 
 # Seconds that processes wait for each other, when they start and when they have finished.
 MEETING_SECONDS = 300
+
+
+class UsageError(ValueError):
+    """What was given of this run's processes does not go together, or is not enough."""
 
 
 class ProcessError(RuntimeError):
@@ -48,7 +54,7 @@ def start(
       process_id: number of this one, from 0.
 
     Raises:
-      ValueError: only some of the arguments are given, or they are out of range.
+      UsageError: only some of the arguments are given, or they are out of range.
       ProcessError: no contact.
     """
     given = {
@@ -60,7 +66,7 @@ def start(
         return
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
-        raise ValueError(
+        raise UsageError(
             f"{' and '.join(missing)} missing: give all of --coordinator, --num_processes and "
             "--process_id, or none of them under TPU, Slurm, Kubernetes or Open MPI"
         )
@@ -71,9 +77,9 @@ def start(
         return
     _check_address(coordinator)
     if num_processes < 1:
-        raise ValueError(f"--num_processes={num_processes} must be at least 1")
+        raise UsageError(f"--num_processes={num_processes} must be at least 1")
     if not 0 <= process_id < num_processes:
-        raise ValueError(f"--process_id={process_id} must lie in 0..{num_processes - 1}")
+        raise UsageError(f"--process_id={process_id} must lie in 0..{num_processes - 1}")
     # Nothing is left to detect: JAX would otherwise show a task of Slurm one of its GPUs only.
     _join(f"at --coordinator={coordinator}", given | {"method": "deactivate"})
 
@@ -81,7 +87,7 @@ def start(
 def _check_address(coordinator: str) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError(f"--coordinator={coordinator!r} must look like HOST:PORT")
+        raise UsageError(f"--coordinator={coordinator!r} must look like HOST:PORT")
 
 
 def _join(how: str, given: dict) -> None:
@@ -97,7 +103,7 @@ def _join(how: str, given: dict) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise ProcessError(
-            f"the processes of this run did not meet, {how}: {str(error).splitlines()[0]}"
+            f"the processes of this run did not meet, {how}: {first_line(error)}"
         ) from error
     # JAX aborts a process that lost another: the stacks of all threads would bury its message.
     faulthandler.enable(all_threads=False)
@@ -114,7 +120,7 @@ def scheduler(environment: Mapping[str, str]) -> str | None:
       environment: variables of the process.
 
     Raises:
-      ValueError: there are several processes, and JAX cannot find their coordinator.
+      UsageError: there are several processes, and JAX cannot find their coordinator.
     """
 
     def number(*names: str) -> int:
@@ -126,7 +132,7 @@ def scheduler(environment: Mapping[str, str]) -> str | None:
         return "Slurm"
     if number("OMPI_COMM_WORLD_SIZE") > 1:
         if "OMPI_MCA_orte_hnp_uri" not in environment:
-            raise ValueError(
+            raise UsageError(
                 "this release of Open MPI does not say where process 0 is; give "
                 "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
                 "--process_id=$OMPI_COMM_WORLD_RANK"

@@ -60,6 +60,46 @@ def test_local_processes_differ_in_their_number_only():
     assert second == [*expected, "--process_id=1", *RUN]
 
 
+def run_local(folder, *workdir):
+    """Runs two processes that only say that they ran, in a copy of the script's place."""
+    (folder / "launch").mkdir()
+    shutil.copy(LAUNCH / "local_processes.sh", folder / "launch")
+    program = folder / "python"
+    program.write_text('#!/bin/sh\necho "ran $*"\n')
+    program.chmod(0o755)
+    (folder / "tmp").mkdir()
+    return subprocess.run(
+        [folder / "launch" / "local_processes.sh", "2", "--config=configs/quickstart.py", *workdir],
+        env=os.environ | {"PYTHON": os.fspath(program), "TMPDIR": os.fspath(folder / "tmp")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def assert_logs(folder, *workdir):
+    for i in range(2):
+        text = (folder / f"process_{i}.log").read_text()
+        assert f"--process_id={i} --config=configs/quickstart.py {' '.join(workdir)}\n" in text
+
+
+@pytest.mark.parametrize("workdir", [["--workdir=runs/it's here"], ["--workdir", "runs/it's here"]])
+def test_logs_of_local_processes_lie_in_the_workdir(tmp_path, workdir):
+    result = run_local(tmp_path, *workdir)
+    assert result.returncode == 0, result.stderr
+    assert_logs(tmp_path / "runs" / "it's here", *workdir)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_logs_of_local_processes_with_a_remote_workdir_are_kept_here(tmp_path):
+    result = run_local(tmp_path, "--workdir=gs://bucket/run")
+    assert result.returncode == 0, result.stderr
+    (logs,) = (tmp_path / "tmp").iterdir()
+    assert f"logs: {logs}\n" in result.stderr
+    assert_logs(logs, "--workdir=gs://bucket/run")
+    assert not (tmp_path / "gs:").exists()
+
+
 def test_slurm_starts_one_step():
     (command,) = dry_run("slurm.sbatch", *RUN, PYTHON="python3")
     assert command == ["srun", "python3", *MAIN, "--interrupted_code=75", *RUN]

@@ -1,5 +1,7 @@
 """Exit codes of the command that trains."""
 
+import sys
+
 import pytest
 
 from segmenter_jax import main
@@ -28,6 +30,109 @@ def test_wrong_flags_leave_with_code_2(capsys, words, message):
         main.parse_flags(["main", *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Gives flags to the command, which shall refuse them; returns what it says."""
+
+    def parse(*words):
+        # Overrides of a config are read from there.
+        monkeypatch.setattr(sys, "argv", ["main", "--workdir=run", *words])
+        with pytest.raises(SystemExit) as stop:
+            main.parse_flags(sys.argv)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    yield parse
+    main.FLAGS.unparse_flags()
+    for name in [name for name in main.FLAGS if name.startswith("config.")]:
+        delattr(main.FLAGS, name)
+
+
+def test_a_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = f"error: --config=nothere.py: there is no file {tmp_path}/nothere.py\nSee --help\n"
+    assert refused("--config=nothere.py") == expected
+    assert refused("--config=nothere.py", "--config.seed=1") == expected
+
+
+BROKEN = {
+    "syntax": ("x = 1\ndef get_config(:\n", "{}, line 2: invalid syntax: def get_config(:"),
+    "import": ("import nonesuch\n", "{}, line 1: ModuleNotFoundError: No module named 'nonesuch'"),
+    "failure": (
+        "def get_config():\n    raise ValueError('one\\ntwo')\n",
+        "{}, line 2: ValueError: one",
+    ),
+    "no function": ("x = 1\n", "{}: defines no 'get_config'"),
+    "no config": (
+        "def get_config():\n    pass\n",
+        "{}: get_config returned None, expected a ConfigDict",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_config_file_that_fails(refused, tmp_path, case):
+    path = tmp_path / "mine.py"
+    text, message = BROKEN[case]
+    path.write_text(text)
+    assert refused(f"--config={path}") == f"error: {message.format(path)}\nSee --help\n"
+
+
+def test_debug_shows_where_a_config_file_fails(refused, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import nonesuch\n")
+    assert "Traceback" in refused(f"--config={path}", "--debug")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "--config.modle.variant=S/16",
+            "--config.modle.variant: there is no field 'modle'; config has model, ",
+        ),
+        (
+            "--config.model.varient=S/16",
+            "--config.model.varient: there is no field 'varient'; config.model has variant, ",
+        ),
+        (
+            "--noconfig.augment.photometrik",
+            "--noconfig.augment.photometrik: there is no field 'photometrik'; "
+            "config.augment has photometric, ",
+        ),
+        (
+            "--config.model.decoder.depth=1",
+            "--config.model.decoder.depth: config.model.decoder is 'mask' and has no fields",
+        ),
+        (
+            "--config.batch_size=many",
+            "flag --config.batch_size=many: invalid literal for int() with base 10: 'many'",
+        ),
+    ],
+)
+def test_wrong_overrides(refused, word, message):
+    told = refused("--config=configs/folder.py", word)
+    assert told.startswith(f"error: {message}")
+    assert told.count("\n") == 2
+
+
+def test_an_argument_for_a_config_file_follows_a_colon(given, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import common\n\n\ndef get_config(seed):\n"
+        "    config = common.get_config()\n    config.seed = int(seed)\n    return config\n"
+    )
+    given(f"--config={path}:7")
+    assert main.FLAGS.config.seed == 7
+    assert main.FLAGS.config.is_locked
+
+
+def test_half_given_processes_leave_with_code_2(given, capsys):
+    given("--coordinator=host:1")
+    assert main.main(["main"]) == 2
+    assert capsys.readouterr().err.startswith("error: --process_id missing: give all of")
 
 
 def test_ctrl_c_outside_of_the_loop_leaves_with_code_130(given, monkeypatch, capsys):

@@ -12,8 +12,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each layer may import those before it, and its own.
 LAYERS = (
     # Leaves.
-    ("allocator", "resampling", "command", "logging", "metrics", "optim", "sharding", "visualize"),
-    ("processes", "progress", "interruption", "watchdog", "run_config"),
+    ("allocator", "resampling", "messages", "command", "config_flag", "logging", "metrics"),
+    ("optim", "sharding", "visualize"),
+    ("processes", "progress", "interruption", "watchdog", "profiling", "run_config"),
     ("binary_metrics", "data.specs", "data.class_tables"),
     ("losses", "models", "data", "windows", "merging", "video", "scoring"),
     ("inference", "checkpoints", "train_state", "train_step", "memory"),

@@ -19,6 +19,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from segmenter_jax.messages import first_line
+
 # An array may not claim more bytes than this many times the whole file (compressed zeros would).
 MAX_EXPANSION = 20
 MIN_LIMIT_BYTES = 64 * 2**20
@@ -104,11 +106,6 @@ def read_float32(path: os.PathLike | str, name: str, array: LazyArray) -> np.nda
         count = int(np.count_nonzero(~np.isfinite(values)))
         raise CheckpointError(f"{path}: array {name} holds {count} values that are not finite")
     return values
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _detect(path: pathlib.Path) -> tuple[str, Callable]:

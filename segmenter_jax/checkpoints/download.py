@@ -21,7 +21,8 @@ from typing import Any
 
 from etils import epath
 
-from segmenter_jax.checkpoints.arrays import CheckpointError, first_line
+from segmenter_jax.checkpoints.arrays import CheckpointError
+from segmenter_jax.messages import first_line
 
 # The public bucket "vit_models", over https.
 _BUCKET = "gs://vit_models/"

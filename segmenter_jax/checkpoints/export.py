@@ -6,7 +6,14 @@ import numpy as np
 from etils import epath
 
 from segmenter_jax.checkpoints.arrays import CheckpointError
-from segmenter_jax.checkpoints.atomic import absolute, is_local, publish, recover, staging
+from segmenter_jax.checkpoints.atomic import (
+    abandon,
+    absolute,
+    is_local,
+    publish,
+    recover,
+    staging,
+)
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.model_dir import flatten
 from segmenter_jax.checkpoints.reference import VARIANT_FILE, make_variant, state_dict
@@ -37,23 +44,19 @@ def save_reference(
     path = absolute(path)
     if not is_local(path):
         raise CheckpointError(f"{path}: the reference's layout is written to local folders only")
+    recover(path, VARIANT_FILE)
     if path.exists() and not (path / VARIANT_FILE).exists():
         raise CheckpointError(f"{path}: exists and holds no {VARIANT_FILE}; it is left as it is")
     variant, notes = make_variant(description)
     flat = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
     arrays = state_dict(description.model, flat)
-    recover(path)
     target = staging(path)
-    if target.exists():
-        target.rmtree()
     try:
         target.mkdir(parents=True)
-        (target / VARIANT_FILE).write_text(variant)
         _write(target / _FILES[kind], kind, arrays, description.model.num_classes)
-        publish(path)
+        publish(path, VARIANT_FILE, variant)
     except BaseException:
-        if target.exists():
-            target.rmtree()
+        abandon(path, VARIANT_FILE)
         raise
     return notes
 

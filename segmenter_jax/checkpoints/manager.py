@@ -11,6 +11,7 @@ from etils import epath
 from segmenter_jax import processes
 from segmenter_jax.checkpoints.atomic import absolute
 from segmenter_jax.checkpoints.bit_sums import bit_sums
+from segmenter_jax.messages import first_line, root
 
 logger = logging.getLogger("segmenter_jax")
 
@@ -28,7 +29,6 @@ _TRANSIENT = (
     "RESOURCE_EXHAUSTED",
     "ABORTED",
 )
-
 
 # Shape and dtype.
 _Leaf = tuple[tuple[int, ...], str]
@@ -138,7 +138,7 @@ class Checkpoints:
             restored = _read(path, target, wanted)
         except Exception as error:  # Orbax raises many types for a damaged directory.
             verdict = _UNUSABLE if _is_no_damage(error) else _DAMAGED
-            reason = _first_line(error)
+            reason = _reason(error)
         verdict = processes.highest(verdict)
         if verdict == _UNUSABLE:
             raise CheckpointError(f"checkpoint {path} cannot be restored: {reason}")
@@ -171,7 +171,7 @@ class Checkpoints:
     def _not_written(self, error: Exception) -> CheckpointError:
         self._manager.reload()
         return CheckpointError(
-            f"{self._path}: a checkpoint could not be written: {_first_line(error)}. Those of "
+            f"{self._path}: a checkpoint could not be written: {_reason(error)}. Those of "
             f"steps {sorted(self._manager.all_steps())} are as they were"
         )
 
@@ -218,21 +218,15 @@ def _told(leaf: _Leaf | None) -> str:
     return "missing" if leaf is None else f"{leaf[1]} {leaf[0]}"
 
 
-def _first_line(error: Exception) -> str:
-    error = _root(error)
-    line = (str(error).strip().splitlines() or [""])[0]
+def _reason(error: BaseException) -> str:
+    # Orbax wraps what TensorStore says.
+    error = root(error)
+    line = first_line(error)
     return line if isinstance(error, CheckpointError) else f"{type(error).__name__}: {line[:300]}"
 
 
-def _root(error: BaseException) -> BaseException:
-    """What an error was raised for: Orbax wraps what TensorStore says."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def _is_no_damage(error: BaseException) -> bool:
-    error = _root(error)
+    error = root(error)
     if isinstance(error, CheckpointError | MemoryError):
         return True
     # What the system refuses says nothing about the files, but that one is missing.

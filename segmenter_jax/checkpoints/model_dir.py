@@ -1,9 +1,8 @@
 """Model directories: a trained model that explains itself.
 
 A model directory holds `model.json` (see `ModelDescription`) and `params/`, the float32 parameters
-written by Orbax. It is written whole or not at all: a directory is built beside the wanted one and
-then renamed. On object stores, where a rename is a copy, `model.json` is written last instead, and
-a directory without it is no model.
+written by Orbax. It is written whole or not at all, with `model.json` last: a directory without it
+is no model.
 """
 
 import os
@@ -16,16 +15,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from segmenter_jax.checkpoints.arrays import first_line
-from segmenter_jax.checkpoints.atomic import (
-    absolute,
-    is_local,
-    previous,
-    publish,
-    recover,
-    staging,
-)
+from segmenter_jax.checkpoints.atomic import abandon, absolute, publish, recover, staging, whole
 from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.messages import first_line
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.initial import Params, abstract_params
 
@@ -97,38 +89,30 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
     """
     path = absolute(path)
     check_params(params, description.model, "save_model")
+    if jax.process_index() == 0:
+        recover(path, MODEL_FILE)
+    _barrier("recovered")
     if path.is_file() or (
         path.is_dir() and not (path / MODEL_FILE).exists() and any(path.iterdir())
     ):
         raise ValueError(f"{path}: exists and is not a model directory; it is left as it is")
-    # Where there is no staging, process 0 must not clear the folder before all have looked.
-    _barrier("checked")
-    target = staging(path) if is_local(path) else path
-    if target != path and jax.process_index() == 0:
-        recover(path)
     try:
-        _write(target, description, params)
-        if target != path and jax.process_index() == 0:
-            publish(path)
+        _write_params(staging(path), params)
+        if jax.process_index() == 0:
+            publish(path, MODEL_FILE, description.to_json())
     except BaseException:
-        if jax.process_index() == 0 and target.exists():
-            target.rmtree()
+        if jax.process_index() == 0:
+            abandon(path, MODEL_FILE)
         raise
     _barrier("written")
 
 
-def _write(target: epath.Path, description: ModelDescription, params: Params) -> None:
+def _write_params(folder: epath.Path, params: Params) -> None:
     if jax.process_index() == 0:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (target / MODEL_FILE).unlink(missing_ok=True)
-        if target.exists():
-            target.rmtree()
-        target.mkdir()
+        folder.mkdir(parents=True)
     _barrier("prepared")
     with ocp.Checkpointer(_handler()) as checkpointer:
-        checkpointer.save(target / PARAMS_FOLDER, args=ocp.args.PyTreeSave(_as_float32(params)))
-    if jax.process_index() == 0:
-        (target / MODEL_FILE).write_text(description.to_json())
+        checkpointer.save(folder / PARAMS_FOLDER, args=ocp.args.PyTreeSave(_as_float32(params)))
 
 
 def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
@@ -182,10 +166,8 @@ def resolve_model_dir(path: os.PathLike | str) -> epath.Path:
     path = absolute(path)
     candidates = [path, *(path / name for name in WORKDIR_MODELS)]
     for candidate in candidates:
-        # An interrupted replacement may have left only the model that was to be replaced.
-        for folder in (candidate, previous(candidate)):
-            if (folder / MODEL_FILE).exists():
-                return folder
+        if (folder := whole(candidate, MODEL_FILE)) is not None:
+            return folder
     looked_for = ", ".join(os.fspath(folder / MODEL_FILE) for folder in candidates)
     exists = "is no model directory or workdir" if path.exists() else "does not exist"
     raise ValueError(f"{path}: {exists}; looked for {looked_for}")

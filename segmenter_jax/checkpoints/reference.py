@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from segmenter_jax.checkpoints.arrays import CheckpointError, first_line
+from segmenter_jax.checkpoints.arrays import CheckpointError
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.mapping import (
     LINEAR,
@@ -21,6 +21,7 @@ from segmenter_jax.checkpoints.mapping import (
 )
 from segmenter_jax.checkpoints.timm import HEADS, block_rows, describe_encoder, encoder_rows
 from segmenter_jax.data.augment import NORMALIZATION
+from segmenter_jax.messages import first_line
 from segmenter_jax.models import VARIANTS, SegmenterConfig
 
 VARIANT_FILE = "variant.yml"

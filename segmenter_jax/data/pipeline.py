@@ -93,12 +93,7 @@ def train_batches(
     _check_process(process_index, process_count)
     if len(source) == 0:
         raise ValueError("the training split has no records")
-    if global_batch_size < 1 or global_batch_size % process_count:
-        raise ValueError(
-            f"{global_batch_size=} must be a multiple of {process_count=}, for example "
-            f"{max(global_batch_size // process_count, 1) * process_count} or "
-            f"{(global_batch_size // process_count + 1) * process_count}"
-        )
+    _check_batch(global_batch_size, process_count)
     if start_step < 0 or num_workers < 0 or num_threads < 0 or prefetch < 1:
         raise ValueError(
             f"{start_step=}, {num_workers=} and {num_threads=} must not be negative, "
@@ -179,6 +174,15 @@ def eval_examples(
 def _check_process(process_index: int, process_count: int) -> None:
     if not 0 <= process_index < process_count:
         raise ValueError(f"{process_index=} must lie in 0..{process_count - 1}, {process_count=}")
+
+
+def _check_batch(global_batch_size: int, process_count: int) -> None:
+    if global_batch_size < 1 or global_batch_size % process_count:
+        raise ValueError(
+            f"{global_batch_size=} must be a multiple of {process_count=}, for example "
+            f"{max(global_batch_size // process_count, 1) * process_count} or "
+            f"{(global_batch_size // process_count + 1) * process_count}"
+        )
 
 
 def _read_options(num_threads: int, buffer_size: int) -> grain.ReadOptions:

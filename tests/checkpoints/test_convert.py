@@ -1,5 +1,7 @@
 """Conversion of every format, against outputs of the original implementations."""
 
+import os
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -297,6 +299,16 @@ def load_golden_model(folder):
     )
     save_model(folder / "m", description, golden_params("segm_mask"))
     return load_model(folder / "m")
+
+
+def test_an_encoder_alone_asks_for_the_number_of_classes(golden_dir, tmp_path, capsys):
+    source, output = os.fspath(golden_dir / GOOGLE), os.fspath(tmp_path / "m")
+    assert convert.main([source, output]) == 1
+    assert capsys.readouterr().err == (
+        f"python -m segmenter_jax.convert: error: {source}: holds an encoder only; give "
+        "num_classes (--num_classes of python -m segmenter_jax.convert) for a new decoder\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_directory_loads_as_it_is(tmp_path):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
-from segmenter_jax.checkpoints import atomic, model_dir
+from segmenter_jax.checkpoints import atomic
 from segmenter_jax.checkpoints.model_dir import (
     ModelDescription,
     load_model,
@@ -85,19 +86,29 @@ def test_a_failed_write_leaves_the_old_model(tmp_path, params, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_replacement_killed_between_its_renames_loses_nothing(tmp_path, params):
-    save_model(tmp_path / "m", description(), params)
-    (tmp_path / "m").rename(atomic.previous(model_dir.epath.Path(tmp_path / "m")))
-    assert load_model(tmp_path / "m")[0] == description()
-    save_model(tmp_path / "m", description(stride=32), params)
-    assert load_model(tmp_path / "m")[0].stride == 32
-    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+def test_a_replacement_that_fails_on_an_object_store_loses_nothing(tmp_path, params, monkeypatch):
+    monkeypatch.setattr(atomic, "is_local", lambda path: False)
+    best = tmp_path / "model" / "best"
+    save_model(best, description(), params)
+    assert load_model(tmp_path)[0] == description()
+    copies = 0
 
+    def fail(*arguments, **options):
+        nonlocal copies
+        copies += 1
+        raise OSError("the connection is gone")
 
-def test_object_stores_get_model_json_last(tmp_path, params, monkeypatch):
-    monkeypatch.setattr(model_dir, "is_local", lambda path: False)
-    save_model(tmp_path / "m", description(), params)
-    assert load_model(tmp_path / "m")[0] == description()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(epath.Path("/")), "copy", fail)
+        with pytest.raises(OSError, match="the connection is gone"):
+            save_model(best, description(stride=32), jax.tree.map(lambda leaf: 2 * leaf, params))
+    assert copies == 1
+    found, loaded = load_model(tmp_path)
+    assert found.stride == 32
+    assert_same(jax.tree.map(lambda leaf: 2 * leaf, params), loaded)
+    save_model(best, description(stride=16), params)
+    assert load_model(best)[0].stride == 16
+    assert [p.name for p in best.parent.iterdir()] == ["best"]
 
 
 def test_other_directories_are_not_touched(tmp_path, params):
