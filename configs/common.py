@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "auto"  # Compute type: bfloat16 on TPU and GPU, float32 on CPU.
     config.model.attention = "auto"  # Implementation, see segmenter_jax/models/attention.py.
     config.model.remat = False  # Recompute layers in the backward pass: less memory, more time.
+    config.model.scan_layers = False  # Layers as one loop: compiled faster, a copy of them more.
 
     config.dataset = ml_collections.ConfigDict()
     config.dataset.name = "ade20k"  # See `python -m segmenter_jax.prepare_data list`.
@@ -93,6 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 50
+    config.log.profile_steps = 0  # Traced into WORKDIR/profile after 10 steps of a start; 0: none.
     config.log.stall_seconds = 600.0  # Without a step, until stacks are printed; 0: never.
 
     config.mesh = ml_collections.ConfigDict()

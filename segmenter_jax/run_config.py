@@ -38,7 +38,7 @@ def _fixes_state(name: str, was: Any, now: Any) -> bool:
     if name in ("ema_decay", "optimizer.freeze_encoder"):
         # On or off: whether a checkpoint holds an average, and moments of the encoder.
         return bool(was) != bool(now)
-    if name in ("model.attention", "model.remat", "model.dtype"):
+    if name in ("model.attention", "model.remat", "model.scan_layers", "model.dtype"):
         return False
     fixed = ("seed", "optimizer.name", "augment.crop_size")
     return name.startswith("model.") or name in fixed

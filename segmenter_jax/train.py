@@ -22,6 +22,7 @@ from segmenter_jax.experiment import Experiment
 from segmenter_jax.interruption import StopRequest
 from segmenter_jax.logging import RunLog, logger
 from segmenter_jax.memory import memory_rows, memory_table, temporary_bytes
+from segmenter_jax.profiling import StepProfile
 from segmenter_jax.progress import Progress
 from segmenter_jax.run_config import check_same_run
 from segmenter_jax.start import initial_params, with_origin
@@ -111,6 +112,7 @@ class _Loop:
         self.log = RunLog(workdir, self.step, enabled=jax.process_index() == 0)
         self.validation = Validation(experiment, workdir, self.log)
         self.progress = Progress(self.step, self.config.optimizer.max_skipped_updates)
+        self.profile = StepProfile(workdir, self.step, self.config.log.profile_steps)
         self.stopped = False
         self.results: dict[str, float] = {}
 
@@ -136,10 +138,12 @@ class _Loop:
                 self._log_memory(step_fn)
             self.progress.started = time.monotonic()
             while self.step < total and not self.stopped:
+                self.profile.before(self.step)
                 batch = sharding.put_batch(next(batches), experiment.mesh)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     self.state, metrics = step_fn(self.state, batch)
                 self.step += 1
+                self.profile.after(self.step, metrics)
                 self.progress.add(metrics)
                 self.watchdog.beat()
                 bar.update()
@@ -217,6 +221,7 @@ class _Loop:
 
     def close(self) -> None:
         """Waits for background writes."""
+        self.profile.close()
         self.log.close()
         self.checkpoints.close()
 

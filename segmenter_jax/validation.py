@@ -124,7 +124,7 @@ class Validation:
             "protocol": report.protocol,
         }
         # How this machine computed is no property of the weights.
-        model = dataclasses.replace(d.model, attention="auto", remat=False)
+        model = dataclasses.replace(d.model, attention="auto", remat=False, scan_layers=False)
         description = dataclasses.replace(d, model=model, provenance=provenance)
         save_model(self._workdir / LATEST, description, params)
         if score is not None and score > self._best:

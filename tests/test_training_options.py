@@ -7,10 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from jax.profiler import ProfileData
 
 from segmenter_jax import load
 from segmenter_jax.checkpoints.model_dir import load_description, load_model
 from segmenter_jax.data.augment import NORMALIZATION
+from segmenter_jax.profiling import StepProfile
 from tests.tiny_runs import run_python, state_bytes, train_arguments, write_dataset
 
 
@@ -113,6 +116,28 @@ def test_compute_type_of_the_training_machine_does_not_travel(averaged):
     description = load_description(workdir)
     assert description.model.dtype == "auto" and description.model.compute_dtype == "float32"
     assert load(workdir).model.config.compute_dtype == "float32"
+
+
+def test_profile_of_training_holds_the_steps_asked_for(source, tmp_path):
+    workdir = tmp_path / "run"
+    output = train(workdir, source, total_steps=14, log__profile_steps=3, eval__num_pictures=0)
+    assert f"written to {workdir / 'profile'}" in output
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    lines = [line for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines]
+    steps = [
+        dict(event.stats)["step_num"]
+        for line in lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    assert steps == [10, 11, 12]
+
+
+def test_profile_needs_a_local_folder_and_a_count():
+    with pytest.raises(ValueError, match="needs a local workdir to write to, got gs://b/run"):
+        StepProfile(epath.Path("gs://b/run"), 0, 3)
+    with pytest.raises(ValueError, match=r"log\.profile_steps must be at least 0, got -1"):
+        StepProfile(epath.Path("run"), 0, -1)
 
 
 def test_run_stops_after_too_many_skipped_updates(source, tmp_path):

@@ -111,6 +111,59 @@ def test_dropout_keeps_the_mean_and_the_stated_share():
     np.testing.assert_array_equal(dropout.apply({}, x, deterministic=True), x)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_have_the_same_parameters_results_and_gradients(remat):
+    image = jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
+
+    def run(**options):
+        model = Segmenter(
+            tiny_config(depth=3, decoder_dropout_rate=0.0, drop_path_rate=0.0, **options)
+        )
+        params = jax.jit(model.init)(jax.random.key(1), image)["params"]
+
+        def loss(params):
+            rngs = {"dropout": jax.random.key(2)}
+            return (model.apply({"params": params}, image, train=True, rngs=rngs) ** 2).mean()
+
+        logits = jax.jit(lambda p: model.apply({"params": p}, image))(params)
+        return params, logits, jax.jit(jax.value_and_grad(loss))(params)
+
+    plain, scanned = run(), run(scan_layers=True, remat=remat)
+    assert jax.tree.structure(plain) == jax.tree.structure(scanned)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_scanned_layers_drop_their_branches_at_the_same_rates():
+    # Rates 0 and 0.5: each branch of the second layer is there or not, which makes four outputs.
+    image = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+
+    def outputs(scan_layers):
+        model = Segmenter(tiny_config(depth=2, drop_path_rate=0.5, scan_layers=scan_layers))
+        params = jax.jit(model.init)(jax.random.key(1), image)["params"]
+        encode = lambda key: model.apply(  # noqa: E731
+            {"params": params}, image, train=True, rngs={"dropout": key}, method="encode"
+        )
+        tokens = jax.jit(jax.vmap(encode))(jax.random.split(jax.random.key(3), 64))
+        return np.unique(np.round(np.asarray(tokens[:, 0, 0, :4]), 4), axis=0)
+
+    plain, scanned = outputs(False), outputs(True)
+    assert plain.shape == (4, 4)
+    np.testing.assert_allclose(scanned, plain, atol=2e-4)
+
+
+def test_scanned_layers_are_one_body():
+    image = jnp.zeros((1, 32, 32, 3))
+
+    def program(depth):
+        model = Segmenter(tiny_config(depth=depth, scan_layers=True))
+        params = jax.eval_shape(model.init, jax.random.key(1), image)["params"]
+        step = lambda p, i: model.apply({"params": p}, i)  # noqa: E731
+        return jax.jit(step).lower(params, image).as_text()
+
+    assert program(12).count("dot_general") == program(3).count("dot_general")
+
+
 def test_remat_changes_neither_parameters_nor_results():
     image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
 

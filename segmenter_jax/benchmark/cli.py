@@ -54,6 +54,9 @@ def _common() -> argparse.ArgumentParser:
     model.add_argument(
         "--remat", action="store_true", help="recompute each layer in the backward pass"
     )
+    model.add_argument(
+        "--scan_layers", action="store_true", help="run the encoder's layers as one loop"
+    )
     how = parser.add_argument_group("measurement")
     how.add_argument("--batch_size", type=int, default=8, help="over all devices")
     how.add_argument("--devices", type=int, help="number of devices; all by default")
@@ -120,6 +123,7 @@ def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
         dtype=arguments.dtype,
         attention=arguments.attention,
         remat=arguments.remat,
+        scan_layers=arguments.scan_layers,
         **{name: value for name, value in sizes.items() if value is not None},
     )
 
@@ -145,6 +149,7 @@ def _command(arguments: argparse.Namespace) -> None:
         "dtype": config.compute_dtype,
         "attention": config.attention,
         "remat": config.remat,
+        "scan_layers": config.scan_layers,
     }
     result = settings | values | environment(arguments.devices or jax.device_count())
     publish(result, arguments.json, arguments.compare)

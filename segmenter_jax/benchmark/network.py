@@ -32,6 +32,7 @@ from segmenter_jax.inference import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.models.initial import init_params
 from segmenter_jax.optim import make_optimizer
+from segmenter_jax.progress import MAX_STEPS_IN_FLIGHT
 from segmenter_jax.train_state import StepOptions, TrainState, create_train_state
 from segmenter_jax.train_step import make_train_step
 from segmenter_jax.windows import InferenceSettings
@@ -39,9 +40,6 @@ from segmenter_jax.windows import InferenceSettings
 Batch = dict[str, jax.Array]
 
 _MEAN, _STD = NORMALIZATION["vit"]
-
-# As in the training loop: the host runs this many steps ahead.
-_STEPS_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _run_ahead(step: TrainingStep, batches: Iterator[Batch | None], steps: int) 
     start = time.perf_counter()
     for _ in range(steps):
         pending.append(step(next(batches)))
-        if len(pending) > _STEPS_IN_FLIGHT:
+        if len(pending) > MAX_STEPS_IN_FLIGHT:
             jax.block_until_ready(pending.popleft())
     jax.block_until_ready(list(pending))
     return (time.perf_counter() - start) / steps
@@ -262,4 +260,4 @@ def benchmark_loader(config: SegmenterConfig, options: argparse.Namespace) -> Re
 def _settle(options: argparse.Namespace) -> int:
     """Untimed steps that use up what was made ready while the other side ran."""
     buffered = options.prefetch * max(options.num_workers, 1)
-    return max(options.warmup, buffered + _STEPS_IN_FLIGHT)
+    return max(options.warmup, buffered + MAX_STEPS_IN_FLIGHT)

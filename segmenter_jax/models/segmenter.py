@@ -50,6 +50,8 @@ class SegmenterConfig:
         bfloat16 elsewhere; parameters, statistics, softmax, logits and loss are always float32.
       attention: implementation, see `models.attention`.
       remat: recompute each layer in the backward pass: less memory, more time, same results.
+      scan_layers: run the encoder's layers as a loop: compiled once whatever the depth, same
+        parameters and results but for the draws of dropout and stochastic depth.
     """
 
     num_classes: int
@@ -72,6 +74,7 @@ class SegmenterConfig:
     dtype: str = "float32"
     attention: str = "auto"
     remat: bool = False
+    scan_layers: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
@@ -164,6 +167,7 @@ class Segmenter(nn.Module):
             distilled=c.distilled,
             dropout_rate=c.dropout_rate,
             drop_path_rate=c.drop_path_rate,
+            scan_layers=c.scan_layers,
             **shared,
         )
         if c.decoder == "linear":

@@ -8,6 +8,7 @@ mlp}`, `encoder_norm`. Distilled DeiT models have one more token, `dist`, after 
 import functools
 import itertools
 import operator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -111,13 +112,16 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample, scales what is kept by 1/keep."""
+    """Stochastic depth: drops a residual branch per sample, scales what is kept by 1/keep.
 
-    rate: float
+    The rate is an array where layers are scanned, since each has its own.
+    """
+
+    rate: float | jax.Array
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        if deterministic or self.rate == 0.0:
+        if deterministic or (isinstance(self.rate, float) and self.rate == 0.0):
             return x
         keep = 1.0 - self.rate
         mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1))
@@ -130,7 +134,7 @@ class Block(nn.Module):
     num_heads: int
     mlp_dim: int
     dropout_rate: float
-    drop_path_rate: float
+    drop_path_rate: float | jax.Array
     layer_norm_eps: float
     gelu: Gelu
     attention: str
@@ -210,6 +214,7 @@ class VisionTransformer(nn.Module):
     attention: str
     dtype: jnp.dtype
     remat: bool = False
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, deterministic: bool) -> jax.Array:
@@ -247,16 +252,56 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([*extra, x], axis=1) + position.astype(x.dtype)
         x = Dropout(self.dropout_rate)(x, deterministic)
 
-        for i in range(self.depth):
-            x = block_class(self.remat)(
-                self.num_heads,
-                self.mlp_dim,
-                self.dropout_rate,
-                self.drop_path_rate * i / max(self.depth - 1, 1),
-                self.layer_norm_eps,
-                self.gelu,
-                self.attention,
-                self.dtype,
-                name=f"encoderblock_{i}",
-            )(x, deterministic)
+        # Layers of their own make the parameters, and hand attention weights out.
+        unrolled = self.is_initializing() or self.is_mutable_collection(ATTENTION_MAPS)
+        if self.scan_layers and not unrolled:
+            x = self._scan(x, deterministic)
+        else:
+            for i in range(self.depth):
+                layer = block_class(self.remat)(
+                    **self._layer_fields(),
+                    drop_path_rate=self._drop_path_rate(i),
+                    name=f"encoderblock_{i}",
+                )
+                x = layer(x, deterministic)
         return LayerNorm(self.layer_norm_eps, self.dtype, name="encoder_norm")(x)
+
+    def _layer_fields(self) -> dict[str, Any]:
+        return {
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "dropout_rate": self.dropout_rate,
+            "layer_norm_eps": self.layer_norm_eps,
+            "gelu": self.gelu,
+            "attention": self.attention,
+            "dtype": self.dtype,
+        }
+
+    def _drop_path_rate(self, layer: int) -> float:
+        return self.drop_path_rate * layer / max(self.depth - 1, 1)
+
+    def _scan(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """All layers in a loop of one body, compiled once whatever the depth.
+
+        The parameters are stacked here rather than kept so: their names stay those of the
+        checkpoints, for a copy of the encoder's parameters and one of their gradients.
+        """
+        layers = [self.variables["params"][f"encoderblock_{i}"] for i in range(self.depth)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        rates = jnp.asarray([self._drop_path_rate(i) for i in range(self.depth)])
+        random = not deterministic and bool(self.dropout_rate or self.drop_path_rate)
+        keys = jax.random.split(self.make_rng("dropout"), self.depth) if random else None
+
+        def body(x: jax.Array, layer: tuple[Any, jax.Array, jax.Array | None]):
+            params, rate, key = layer
+            block = Block(
+                **self._layer_fields(),
+                drop_path_rate=rate if self.drop_path_rate else 0.0,
+                parent=None,
+            )
+            rngs = {"dropout": key} if random else None
+            return block.apply({"params": params}, x, deterministic, rngs=rngs), None
+
+        # A loop's body is not merged with its recomputation, so nothing needs to prevent that.
+        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+        return jax.lax.scan(body, x, (stacked, rates, keys))[0]
