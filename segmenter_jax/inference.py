@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segmenter_jax.data.augment import normalize
+from segmenter_jax.lanes import Lanes
 from segmenter_jax.merging import Merger, Version, check_outputs
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.segmenter import patch_grid
@@ -30,9 +31,6 @@ from segmenter_jax.windows import (
     scaled_image,
     window_anchors,
 )
-
-# Batches on the device before the first is fetched: one computes while the next is being cut.
-_BATCHES_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +137,12 @@ class SlidingWindow:
         mesh = Mesh(np.array(devices), ("batch",))
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._lanes = Lanes(devices)
         on_cpu = devices[0].platform == "cpu"
         batch_size = settings.batch_size or (1 if on_cpu else 8) * len(devices)
-        self._batch_size = round_up(batch_size, len(devices))
+        self._batch_size = round_up(-(-batch_size // self._lanes.count), len(devices))
         patch_size = model.config.patch_size
-        self.merge = Merger(settings.window, settings.stride, patch_size, self._split)
+        self.merge = Merger(settings.window, settings.stride, patch_size, self._split, self._lanes)
         self._grid = patch_grid((settings.window, settings.window), patch_size)
 
     def predict(
@@ -197,10 +196,11 @@ class SlidingWindow:
         finish: Callable[[_Job], tuple[Any, dict[str, np.ndarray]]],
     ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         jobs: collections.deque[_Job] = collections.deque()
-        in_flight: collections.deque[tuple[jax.Array, list[_Window]]] = collections.deque()
+        in_flight: collections.deque[tuple[Callable[[], np.ndarray], list[_Window]]]
+        in_flight = collections.deque()
         for windows in self._batches(requests, jobs):
-            in_flight.append((self._dispatch(params, windows), windows))
-            if len(in_flight) > _BATCHES_IN_FLIGHT:
+            in_flight.append((self._start(params, windows), windows))
+            if len(in_flight) > self._lanes.in_flight:
                 _collect(*in_flight.popleft())
             while jobs and jobs[0].ready:
                 yield finish(jobs.popleft())
@@ -254,17 +254,21 @@ class SlidingWindow:
                         logits[i * grid[0] : (i + 1) * grid[0], j * grid[1] : (j + 1) * grid[1]],
                     )
 
-    def _dispatch(self, params: Any, windows: list[_Window]) -> jax.Array:
+    def _start(self, params: Any, windows: list[_Window]) -> Callable[[], np.ndarray]:
         # Enlarged images are float; all others travel as bytes.
         dtype = np.result_type(*(w.image for w in windows))
         batch = np.zeros((self._batch_size, *windows[0].image.shape), dtype)
         for slot, window in zip(batch, windows, strict=False):
             slot[:] = window.image
-        batch = jax.device_put(batch, self._split)
-        return _forward(params, batch, self.model, self._mean, self._std)
+
+        def forward() -> jax.Array:
+            placed = jax.device_put(batch, self._split)
+            return _forward(params, placed, self.model, self._mean, self._std)
+
+        return self._lanes.start((_forward, dtype), forward)
 
 
-def _collect(logits: jax.Array, windows: list[_Window]) -> None:
-    for window, values in zip(windows, np.asarray(logits), strict=False):
+def _collect(wait: Callable[[], np.ndarray], windows: list[_Window]) -> None:
+    for window, values in zip(windows, wait(), strict=False):
         window.target[:] = values
         window.job.pending -= 1

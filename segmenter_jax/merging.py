@@ -8,13 +8,14 @@ at a time and only what was asked for leaves the device. All tiles have one size
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from segmenter_jax.lanes import Lanes
 from segmenter_jax.windows import AxisGeometry, AxisTiles, axis_tiles
 
 OUTPUTS = ("ids", "probs", "confidence", "entropy", "top_ids", "top_probs")
@@ -23,9 +24,6 @@ OUTPUTS = ("ids", "probs", "confidence", "entropy", "top_ids", "top_probs")
 # in cache; accelerators want fewer and larger pieces of work.
 _CPU_TILE = (64, 128)
 _TILE = (128, 512)
-
-# Tiles on the device before the first is fetched; bounds the memory that a large image takes.
-_CALLS_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass
@@ -132,13 +130,17 @@ def check_outputs(outputs: Sequence[str], top_k: int, num_classes: int) -> None:
 class Merger:
     """Makes the maps of an image from the logits of its windows."""
 
-    def __init__(self, window: int, stride: int, patch_size: int, sharding: NamedSharding):
+    def __init__(
+        self, window: int, stride: int, patch_size: int, sharding: NamedSharding, lanes: Lanes
+    ):
         """Chooses the tiles.
 
         Args:
           window, stride, patch_size: in pixels.
           sharding: splits the tiles of a call over the devices, one for each.
+          lanes: run the calls.
         """
+        self._lanes = lanes
         self._on_cpu = next(iter(sharding.device_set)).platform == "cpu"
         self._tiles_per_call = len(sharding.device_set)
         # The leading axis counts versions.
@@ -180,8 +182,11 @@ class Merger:
         for start in range(0, len(tiles), self._tiles_per_call):
             chunk = tiles[start : start + self._tiles_per_call]
             operands = self._operands(versions, axes, chunk)
-            in_flight.append((chunk, _tile_maps(*operands, outputs, top_k, self._on_cpu)))
-            if len(in_flight) > _CALLS_IN_FLIGHT:
+            call = functools.partial(_tile_maps, *operands, outputs, top_k, self._on_cpu)
+            program = (_tile_maps, len(versions), outputs, top_k)
+            in_flight.append((chunk, self._lanes.start(program, call)))
+            # Bounds the memory that a large image takes.
+            if len(in_flight) > self._lanes.in_flight:
                 _write_tiles(maps, size, axes, *in_flight.popleft())
         while in_flight:
             _write_tiles(maps, size, axes, *in_flight.popleft())
@@ -207,11 +212,10 @@ def _write_tiles(
     size: tuple[int, int],
     axes: list[AxisTiles],
     chunk: list[tuple[int, int]],
-    values: dict[str, jax.Array],
+    wait: Callable[[], dict[str, np.ndarray]],
 ) -> None:
     """Copies computed tiles to their places in the image-sized maps, made with the first tile."""
-    for name, array in values.items():
-        tiles = np.asarray(array)
+    for name, tiles in wait().items():
         if name not in maps:
             maps[name] = np.empty((*size, *tiles.shape[3:]), tiles.dtype)
         for tile, (y, x) in zip(tiles, chunk, strict=False):

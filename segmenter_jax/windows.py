@@ -30,8 +30,8 @@ class InferenceSettings:
       aspect_bound: the long side is scaled to at most `aspect_bound * base_size`.
       scales: factors on top of `base_size`, one version of the image for each.
       flip: every version is also seen flipped left to right.
-      batch_size: windows per forward pass, rounded up to a multiple of the devices; None chooses
-        by the kind of device.
+      batch_size: windows at a time, rounded up to a multiple of the devices; None chooses by the
+        kind of device. A CPU shares them between passes that run side by side, see `lanes`.
     """
 
     window: int

@@ -12,7 +12,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each layer may import those before it, and its own.
 LAYERS = (
     # Leaves.
-    ("allocator", "resampling", "messages", "command", "config_flag", "logging", "metrics"),
+    (
+        "allocator",
+        "lanes",
+        "resampling",
+        "messages",
+        "command",
+        "config_flag",
+        "logging",
+        "metrics",
+    ),
     ("optim", "sharding", "visualize"),
     ("processes", "progress", "interruption", "watchdog", "profiling", "run_config"),
     ("binary_metrics", "data.specs", "data.class_tables"),

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segmenter_jax.messages import first_line
+
 IMPLEMENTATIONS = ("auto", "xla", "heads", "cudnn", "pallas", "tokamax", "splash")
 
 # What "auto" tries for 16-bit types, best first. Only cudnn is split over devices by the compiler.
@@ -129,7 +131,7 @@ def probe(name: str, shape: tuple[int, int, int], dtype: jnp.dtype) -> str | Non
     try:
         actual = run(_KERNELS[name], inputs)
     except Exception as error:  # Compilers raise anything; the reason is handed on.
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
     expected = run(_xla, [x.astype(np.float32) for x in inputs])
     tolerance = 2e-2 if dtype.itemsize == 2 else 1e-4
     for label, a, b in zip(("output", "dq", "dk", "dv"), actual, expected, strict=True):

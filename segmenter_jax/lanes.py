@@ -1,0 +1,63 @@
+"""Calls of compiled functions side by side, where the device is a CPU.
+
+XLA splits every operation of a program over the cores and waits for the slowest of them, some
+thousand times in a forward pass. Two programs at once fill each other's waits, the more so where
+the cores are shared with other work. Accelerators run one call after the other at full speed.
+"""
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+# Beyond this the calls would take more memory without leaving fewer cores idle.
+_MOST = 4
+
+# Calls on a device before the first is waited for: one runs while the next is being prepared.
+_QUEUED = 2
+
+
+class Lanes:
+    """Starts calls; on one CPU device as many at a time as there are cores, up to four.
+
+    Attributes:
+      count: calls that run at a time.
+      in_flight: calls to start before waiting for the first.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        """Takes the devices that the calls run on."""
+        # Several simulated devices share the cores themselves.
+        alone = len(devices) == 1 and devices[0].platform == "cpu"
+        self.count = min(_usable_cores(), _MOST) if alone else 1
+        self.in_flight = max(self.count, _QUEUED)
+        self._threads = ThreadPoolExecutor(self.count, "lane") if self.count > 1 else None
+        self._compiled: set[Hashable] = set()
+
+    def start(self, program: Hashable, call: Callable[[], Any]) -> Callable[[], Any]:
+        """Starts a call.
+
+        Args:
+          program: names the program that the call runs; the first call of each compiles it.
+          call: returns a tree of arrays on the device.
+
+        Returns:
+          Waits for the call, and returns the tree as NumPy arrays, or raises what it raised.
+        """
+        if self._threads is None:
+            result = call()
+            return lambda: jax.device_get(result)
+        future = self._threads.submit(lambda: jax.device_get(call()))
+        if program not in self._compiled:
+            # Alone: calls that find nothing compiled would all compile.
+            future.exception()
+            self._compiled.add(program)
+        return future.result
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
