@@ -157,9 +157,12 @@ class TrainTransform:
                 f"crop_size={self.crop_size}, base_size={self.base_size} and "
                 f"aspect_bound={self.aspect_bound} must all be at least 1"
             )
-        low, high = self.scale_range
-        if not 0 < low <= high:
-            raise ValueError(f"scale_range={self.scale_range} must satisfy 0 < low <= high")
+        factors = self.scale_range
+        numbers = all(isinstance(factor, int | float) for factor in factors)
+        if len(factors) != 2 or not numbers or not 0 < factors[0] <= factors[1]:
+            raise ValueError(
+                f"scale_range={factors} must be two numbers (low, high) with 0 < low <= high"
+            )
         if not 0 < self.category_max_ratio <= 1 or not 0 <= self.flip_prob <= 1:
             raise ValueError(
                 f"category_max_ratio={self.category_max_ratio} must lie in (0, 1] and "

@@ -220,7 +220,12 @@ def test_record_of_different_sizes(three_classes):
     ("fields", "message"),
     [
         ({"crop_size": 0}, "crop_size=0, base_size=64 and aspect_bound=4.0 must all be at least"),
-        ({"scale_range": (2.0, 0.5)}, r"scale_range=\(2.0, 0.5\) must satisfy 0 < low <= high"),
+        (
+            {"scale_range": (2.0, 0.5)},
+            r"scale_range=\(2.0, 0.5\) must be two numbers .*low <= high",
+        ),
+        ({"scale_range": (2.0,)}, r"scale_range=\(2.0,\) must be two numbers"),
+        ({"scale_range": ("many", 2)}, r"scale_range=\('many', 2\) must be two numbers"),
         ({"category_max_ratio": 0}, r"category_max_ratio=0 must lie in \(0, 1\]"),
         ({"flip_prob": 1.5}, r"flip_prob=1.5 in \[0, 1\]"),
     ],
