@@ -85,7 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.every_steps = 10_000  # 0: only at the end.
     config.eval.window = 512  # Side of the sliding window.
     config.eval.stride = 512  # Of the sliding window; the paper's tables use crop_size - 32.
-    config.eval.batch_size = placeholder(int)  # Windows per forward pass; None: by device.
+    config.eval.batch_size = placeholder(int)  # Windows at a time; None: by device.
     config.eval.num_pictures = 4  # Overlays of predictions written at each evaluation.
 
     config.checkpoint = ml_collections.ConfigDict()

@@ -75,7 +75,7 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", help="also average flipped versions")
     parser.add_argument("--native", action="store_true", help="do not scale to the base size")
-    parser.add_argument("--batch_size", type=int, help="windows per forward pass")
+    parser.add_argument("--batch_size", type=int, help="windows at a time")
 
 
 def protocol_overrides(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The flag for a config file, and what is wrong with the file or with overrides of its fields."""
 
 import difflib
+import importlib.machinery
+import importlib.util
 import pathlib
 import re
-import runpy
 import sys
 import traceback
+import types
 from collections.abc import Sequence
 
 import ml_collections
@@ -47,24 +49,36 @@ class ConfigFileParser(flags.ArgumentParser):
             place = pathlib.Path(path).absolute()
             raise ConfigFlagError(f"--{self._name}={argument}: there is no file {place}")
         try:
-            config = runpy.run_path(path)["get_config"](*rest)
+            get_config = getattr(_module(path, f"{self._name}_file"), "get_config", None)
+            config = get_config and get_config(*rest)
         except Exception as error:  # A config file may raise anything.
             raise ConfigFlagError(_failure(error, path)) from error
-        if not isinstance(config, ml_collections.ConfigDict):
-            raise ConfigFlagError(f"{path}: get_config returned {config!r}, expected a ConfigDict")
+        if get_config is None:
+            raise ConfigFlagError(f"{path}: defines no get_config")
+        if type(config) is not ml_collections.ConfigDict:
+            raise ConfigFlagError(
+                f"{path}: get_config returned a {type(config).__name__}, not a ConfigDict"
+            )
         # Where `config_flags` takes the overrides from.
         _check_fields(config, self._name, sys.argv)
         return config.lock()
 
 
+def _module(path: str, name: str) -> types.ModuleType:
+    """The module of a file, registered as those are whose classes may be looked up."""
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    sys.modules[name] = module
+    loader.exec_module(module)
+    return module
+
+
 def _failure(error: Exception, path: str) -> str:
     """What went wrong in a config file, and where."""
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and pathlib.Path(error.filename or "").is_file():
         return f"{error.filename}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     where = f"{path}, line {lines[-1]}" if lines else path
-    if isinstance(error, KeyError) and not lines:
-        return f"{where}: defines no {error}"
     return f"{where}: {type(error).__name__}: {first_line(error)[:300]}"
 
 

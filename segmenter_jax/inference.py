@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segmenter_jax.data.augment import normalize
-from segmenter_jax.lanes import Lanes
+from segmenter_jax.lanes import Call, Lanes
 from segmenter_jax.merging import Merger, Version, check_outputs
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.segmenter import patch_grid
@@ -137,9 +137,9 @@ class SlidingWindow:
         mesh = Mesh(np.array(devices), ("batch",))
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._lanes = Lanes(devices)
+        self._lanes = Lanes(devices, settings.batch_size)
         on_cpu = devices[0].platform == "cpu"
-        batch_size = settings.batch_size or (1 if on_cpu else 8) * len(devices)
+        batch_size = settings.batch_size or (1 if on_cpu else 8 * len(devices))
         self._batch_size = round_up(-(-batch_size // self._lanes.count), len(devices))
         patch_size = model.config.patch_size
         self.merge = Merger(settings.window, settings.stride, patch_size, self._split, self._lanes)
@@ -196,18 +196,21 @@ class SlidingWindow:
         finish: Callable[[_Job], tuple[Any, dict[str, np.ndarray]]],
     ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         jobs: collections.deque[_Job] = collections.deque()
-        in_flight: collections.deque[tuple[Callable[[], np.ndarray], list[_Window]]]
-        in_flight = collections.deque()
-        for windows in self._batches(requests, jobs):
-            in_flight.append((self._start(params, windows), windows))
-            if len(in_flight) > self._lanes.in_flight:
+        in_flight: collections.deque[tuple[Call, list[_Window]]] = collections.deque()
+        try:
+            for windows in self._batches(requests, jobs):
+                in_flight.append((self._start(params, windows), windows))
+                if len(in_flight) > self._lanes.in_flight:
+                    _collect(*in_flight.popleft())
+                while jobs and jobs[0].ready:
+                    yield finish(jobs.popleft())
+            while in_flight:
                 _collect(*in_flight.popleft())
-            while jobs and jobs[0].ready:
-                yield finish(jobs.popleft())
-        while in_flight:
-            _collect(*in_flight.popleft())
-            while jobs and jobs[0].ready:
-                yield finish(jobs.popleft())
+                while jobs and jobs[0].ready:
+                    yield finish(jobs.popleft())
+        finally:
+            for call, _ in in_flight:
+                call.cancel()
 
     def place(self, params: Any) -> Any:
         """Copies parameters to the engine's devices; costs nothing where they are there already."""
@@ -254,7 +257,7 @@ class SlidingWindow:
                         logits[i * grid[0] : (i + 1) * grid[0], j * grid[1] : (j + 1) * grid[1]],
                     )
 
-    def _start(self, params: Any, windows: list[_Window]) -> Callable[[], np.ndarray]:
+    def _start(self, params: Any, windows: list[_Window]) -> Call:
         # Enlarged images are float; all others travel as bytes.
         dtype = np.result_type(*(w.image for w in windows))
         batch = np.zeros((self._batch_size, *windows[0].image.shape), dtype)
@@ -268,7 +271,7 @@ class SlidingWindow:
         return self._lanes.start((_forward, dtype), forward)
 
 
-def _collect(wait: Callable[[], np.ndarray], windows: list[_Window]) -> None:
-    for window, values in zip(windows, wait(), strict=False):
+def _collect(call: Call, windows: list[_Window]) -> None:
+    for window, values in zip(windows, call.result(), strict=False):
         window.target[:] = values
         window.job.pending -= 1

@@ -8,7 +8,7 @@ the cores are shared with other work. Accelerators run one call after the other 
 import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -19,42 +19,67 @@ _MOST = 4
 _QUEUED = 2
 
 
+class Call(Protocol):
+    """A call that was started."""
+
+    def result(self) -> Any:
+        """Waits, and returns the tree of the call as NumPy arrays, or raises what it raised."""
+
+    def cancel(self) -> bool:
+        """Keeps the call from running if it is still waiting; whether it did."""
+
+
+class _Dispatched:
+    """A call that the device has queued already."""
+
+    def __init__(self, tree: Any):
+        self._tree = tree
+
+    def result(self) -> Any:
+        return jax.device_get(self._tree)
+
+    def cancel(self) -> bool:
+        return False
+
+
 class Lanes:
     """Starts calls; on one CPU device as many at a time as there are cores, up to four.
+
+    There they run in threads, which JAX's context managers around the caller do not reach.
 
     Attributes:
       count: calls that run at a time.
       in_flight: calls to start before waiting for the first.
     """
 
-    def __init__(self, devices: Sequence[jax.Device]):
-        """Takes the devices that the calls run on."""
+    def __init__(self, devices: Sequence[jax.Device], most: int | None = None):
+        """Sets the number of lanes.
+
+        Args:
+          devices: that the calls run on.
+          most: bound of the number; None leaves it to the cores.
+        """
         # Several simulated devices share the cores themselves.
         alone = len(devices) == 1 and devices[0].platform == "cpu"
-        self.count = min(_usable_cores(), _MOST) if alone else 1
+        self.count = min(_usable_cores(), _MOST, most or _MOST) if alone else 1
         self.in_flight = max(self.count, _QUEUED)
         self._threads = ThreadPoolExecutor(self.count, "lane") if self.count > 1 else None
         self._compiled: set[Hashable] = set()
 
-    def start(self, program: Hashable, call: Callable[[], Any]) -> Callable[[], Any]:
+    def start(self, program: Hashable, call: Callable[[], Any]) -> Call:
         """Starts a call.
 
         Args:
           program: names the program that the call runs; the first call of each compiles it.
           call: returns a tree of arrays on the device.
-
-        Returns:
-          Waits for the call, and returns the tree as NumPy arrays, or raises what it raised.
         """
         if self._threads is None:
-            result = call()
-            return lambda: jax.device_get(result)
+            return _Dispatched(call())
         future = self._threads.submit(lambda: jax.device_get(call()))
-        if program not in self._compiled:
-            # Alone: calls that find nothing compiled would all compile.
-            future.exception()
+        # The first runs alone: calls that find nothing compiled would all compile.
+        if program not in self._compiled and future.exception() is None:
             self._compiled.add(program)
-        return future.result
+        return future
 
 
 def _usable_cores() -> int:

@@ -8,14 +8,14 @@ at a time and only what was asked for leaves the device. All tiles have one size
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from segmenter_jax.lanes import Lanes
+from segmenter_jax.lanes import Call, Lanes
 from segmenter_jax.windows import AxisGeometry, AxisTiles, axis_tiles
 
 OUTPUTS = ("ids", "probs", "confidence", "entropy", "top_ids", "top_probs")
@@ -212,10 +212,10 @@ def _write_tiles(
     size: tuple[int, int],
     axes: list[AxisTiles],
     chunk: list[tuple[int, int]],
-    wait: Callable[[], dict[str, np.ndarray]],
+    call: Call,
 ) -> None:
     """Copies computed tiles to their places in the image-sized maps, made with the first tile."""
-    for name, tiles in wait().items():
+    for name, tiles in call.result().items():
         if name not in maps:
             maps[name] = np.empty((*size, *tiles.shape[3:]), tiles.dtype)
         for tile, (y, x) in zip(tiles, chunk, strict=False):

@@ -1,11 +1,10 @@
 """A profiler's trace of some steps of training."""
 
-from typing import Any
-
 import jax
 from etils import epath
 
 from segmenter_jax.logging import logger
+from segmenter_jax.messages import first_line
 
 FOLDER = "profile"
 
@@ -33,26 +32,34 @@ class StepProfile:
                 f"log.profile_steps={num_steps} needs a local workdir to write to, got {workdir}"
             )
         self._folder = workdir / FOLDER
-        wanted = num_steps and jax.process_index() == 0
-        self._first = start_step + SETTLE_STEPS if wanted else None
-        self._last = start_step + SETTLE_STEPS + num_steps
-        self._running = False
+        first = start_step + SETTLE_STEPS
+        # What is still to be done, and before which step.
+        self._due = [first, first + num_steps] if num_steps and not jax.process_index() else []
 
-    def before(self, step: int) -> None:
-        """Starts the trace if the step after `step` is the first one wanted."""
-        if step == self._first:
+    def due(self, step: int) -> bool:
+        """Whether the trace starts or ends between `step` and the next."""
+        return step in self._due
+
+    def switch(self) -> None:
+        """Starts the trace, or ends it; nothing may be running on the devices."""
+        self._due.pop(0)
+        if self._due:
             jax.profiler.start_trace(str(self._folder))
-            self._running = True
-
-    def after(self, step: int, metrics: Any) -> None:
-        """Ends the trace if `step` is the last one wanted; waits for the devices to finish it."""
-        if self._running and step == self._last:
-            jax.block_until_ready(metrics)
-            self.close()
+        else:
+            self._end()
 
     def close(self) -> None:
-        """Ends a trace that is still running, as at the end of a short run."""
-        if self._running:
-            self._running = False
+        """Ends a trace that is running, as after a signal; says so if there was none."""
+        if len(self._due) == 1:
+            self._due.clear()
+            self._end()
+        elif self._due:
+            logger.warning("no profile: training ended before step %d", self._due[0])
+
+    def _end(self) -> None:
+        try:
             jax.profiler.stop_trace()
-            logger.info("profile of the last steps written to %s", self._folder)
+        except Exception as error:  # Whatever it is, training goes on.
+            logger.warning("no profile: %s", first_line(error))
+        else:
+            logger.info("profile written to %s", self._folder)

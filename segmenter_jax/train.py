@@ -138,12 +138,13 @@ class _Loop:
                 self._log_memory(step_fn)
             self.progress.started = time.monotonic()
             while self.step < total and not self.stopped:
-                self.profile.before(self.step)
+                if self.profile.due(self.step):
+                    with self._between_steps():
+                        self.profile.switch()
                 batch = sharding.put_batch(next(batches), experiment.mesh)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     self.state, metrics = step_fn(self.state, batch)
                 self.step += 1
-                self.profile.after(self.step, metrics)
                 self.progress.add(metrics)
                 self.watchdog.beat()
                 bar.update()
@@ -221,9 +222,11 @@ class _Loop:
 
     def close(self) -> None:
         """Waits for background writes."""
-        self.profile.close()
-        self.log.close()
-        self.checkpoints.close()
+        # A failure of one leaves no other open. Last the profile, which may take long.
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.profile.close)
+            stack.callback(self.log.close)
+            stack.callback(self.checkpoints.close)
 
     def abandon(self) -> None:
         """As `close` after a failure: not for long, and without a failure of its own."""

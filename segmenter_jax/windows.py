@@ -31,7 +31,7 @@ class InferenceSettings:
       scales: factors on top of `base_size`, one version of the image for each.
       flip: every version is also seen flipped left to right.
       batch_size: windows at a time, rounded up to a multiple of the devices; None chooses by the
-        kind of device. A CPU shares them between passes that run side by side, see `lanes`.
+        kind of device. On a CPU they are shared between passes side by side, see `lanes`.
     """
 
     window: int

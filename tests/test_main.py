@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from segmenter_jax import main
+from segmenter_jax.config_flag import ConfigFileParser
 
 
 @pytest.fixture
@@ -64,10 +65,18 @@ BROKEN = {
         "def get_config():\n    raise ValueError('one\\ntwo')\n",
         "{}, line 2: ValueError: one",
     ),
-    "no function": ("x = 1\n", "{}: defines no 'get_config'"),
+    "no function": ("x = 1\n", "{}: defines no get_config"),
     "no config": (
         "def get_config():\n    pass\n",
-        "{}: get_config returned None, expected a ConfigDict",
+        "{}: get_config returned a NoneType, not a ConfigDict",
+    ),
+    "frozen config": (
+        "import ml_collections\ndef get_config():\n    return ml_collections.FrozenConfigDict()\n",
+        "{}: get_config returned a FrozenConfigDict, not a ConfigDict",
+    ),
+    "syntax elsewhere": (
+        "import ast\nx = ast.literal_eval('1 +')\n",
+        "{}, line 2: SyntaxError: invalid syntax (<unknown>, line 1)",
     ),
 }
 
@@ -78,6 +87,19 @@ def test_a_config_file_that_fails(refused, tmp_path, case):
     text, message = BROKEN[case]
     path.write_text(text)
     assert refused(f"--config={path}") == f"error: {message.format(path)}\nSee --help\n"
+
+
+def test_a_config_file_is_a_module_like_any_other(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\nimport ml_collections\n"
+        "def get_config(name):\n"
+        "    @dataclasses.dataclass\n    class Sizes:\n        crop: int = 32\n"
+        "    return ml_collections.ConfigDict({'crop': Sizes().crop, 'name': name})\n"
+    )
+    config = ConfigFileParser("config").parse(f"{path}:mine")
+    assert config.to_dict() == {"crop": 32, "name": "mine"} and config.is_locked
 
 
 def test_debug_shows_where_a_config_file_fails(refused, tmp_path):

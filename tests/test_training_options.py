@@ -121,7 +121,7 @@ def test_compute_type_of_the_training_machine_does_not_travel(averaged):
 def test_profile_of_training_holds_the_steps_asked_for(source, tmp_path):
     workdir = tmp_path / "run"
     output = train(workdir, source, total_steps=14, log__profile_steps=3, eval__num_pictures=0)
-    assert f"written to {workdir / 'profile'}" in output
+    assert f"profile written to {workdir / 'profile'}" in output
     (trace,) = (workdir / "profile").rglob("*.xplane.pb")
     lines = [line for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines]
     steps = [

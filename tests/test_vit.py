@@ -152,6 +152,21 @@ def test_scanned_layers_drop_their_branches_at_the_same_rates():
     np.testing.assert_allclose(scanned, plain, atol=2e-4)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_train_in_bfloat16(remat):
+    config = tiny_config(dtype="bfloat16", scan_layers=True, remat=remat, drop_path_rate=0.1)
+    model, image = Segmenter(config), jnp.zeros((2, 32, 32, 3))
+    params = jax.eval_shape(model.init, jax.random.key(1), image)["params"]
+
+    def loss(params, key):
+        return model.apply({"params": params}, image, train=True, rngs={"dropout": key}).sum()
+
+    grads = jax.eval_shape(jax.grad(loss), params, jax.random.key(2))
+    assert jax.tree.map(lambda g: g.dtype == jnp.float32, grads) == jax.tree.map(
+        lambda p: True, params
+    )
+
+
 def test_scanned_layers_are_one_body():
     image = jnp.zeros((1, 32, 32, 3))
 

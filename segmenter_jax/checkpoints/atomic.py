@@ -12,9 +12,12 @@ from etils import epath
 
 
 def absolute(path: os.PathLike | str) -> epath.Path:
-    """An absolute local path, or a remote one as it is."""
+    """An absolute local path, or a remote one as it is; of a link, what it points to."""
     path = epath.Path(path)
-    return epath.Path(os.path.abspath(path.expanduser())) if is_local(path) else path
+    if not is_local(path):
+        return path
+    local = os.path.abspath(path.expanduser())
+    return epath.Path(os.path.realpath(local) if os.path.islink(local) else local)
 
 
 def is_local(path: os.PathLike | str) -> bool:
@@ -100,7 +103,10 @@ def _copy(source: epath.Path, target: epath.Path, last: str) -> None:
 
 
 def _names(folder: epath.Path) -> set[str]:
-    return {child.name for child in folder.iterdir()} if folder.exists() else set()
+    if folder.is_dir():
+        return {child.name for child in folder.iterdir()}
+    # A file is never a part of what was built.
+    return {os.fspath(folder)} if folder.exists() else set()
 
 
 def _sync_tree(folder: epath.Path) -> None:

@@ -127,7 +127,14 @@ def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
     Raises:
       ValueError: no model is there, `model.json` is wrong, or the parameters do not belong to it.
     """
-    path = resolve_model_dir(path)
+    try:
+        return _read_model(resolve_model_dir(path))
+    except (ValueError, OSError):
+        # Once more: a run may have replaced the model while it was being read.
+        return _read_model(resolve_model_dir(path))
+
+
+def _read_model(path: epath.Path) -> tuple[ModelDescription, Params]:
     description = load_description(path)
     folder = path / PARAMS_FOLDER
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

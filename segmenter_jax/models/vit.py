@@ -125,7 +125,8 @@ class DropPath(nn.Module):
             return x
         keep = 1.0 - self.rate
         mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1))
-        return jnp.where(mask, x / keep, jnp.zeros((), x.dtype))
+        # A rate that is an array is float32, whatever x is.
+        return jnp.where(mask, (x / keep).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 class Block(nn.Module):

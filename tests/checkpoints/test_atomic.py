@@ -116,6 +116,22 @@ def test_an_unfinished_move_does_not_take_the_place_of_something_else(tmp_path):
     assert content(atomic.staging(path)) == NEW
 
 
+def test_a_file_in_the_place_is_left_alone(tmp_path):
+    path = epath.Path(tmp_path / "m")
+    build(atomic.staging(path), NEW)
+    path.write_text("mine")
+    atomic.recover(path, MARKER)
+    assert path.read_text() == "mine" and content(atomic.staging(path)) == NEW
+
+
+def test_behind_a_link_is_replaced_what_it_points_to(tmp_path):
+    build(tmp_path / "real", OLD)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    replace(atomic.absolute(tmp_path / "link"))
+    assert content(tmp_path / "real") == content(tmp_path / "link") == NEW
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_what_is_whole_is_not_abandoned(tmp_path):
     path = epath.Path(tmp_path / "m")
     build(atomic.staging(path), NEW)
