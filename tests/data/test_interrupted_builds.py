@@ -40,6 +40,8 @@ def interrupt(data_dir, source, number=signal.SIGKILL):
     # Ctrl-C waits for the records being read.
     with start(data_dir, source, 2 if number == signal.SIGINT else 600) as process:
         process.send_signal(number)
+        # Before its output is closed, to which another record may still write.
+        process.wait()
 
 
 @pytest.fixture
