@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.loader = ml_collections.ConfigDict()
     config.loader.num_workers = 0  # Worker processes; 0 reads in threads of this one.
-    config.loader.num_threads = 4  # Reading threads of each process.
+    config.loader.num_threads = placeholder(int)  # Reading threads; None: one a core, up to 4.
     config.loader.prefetch = 4  # Batches kept ready.
 
     config.optimizer = ml_collections.ConfigDict()

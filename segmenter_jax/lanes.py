@@ -5,12 +5,13 @@ thousand times in a forward pass. Two programs at once fill each other's waits, 
 the cores are shared with other work. Accelerators run one call after the other at full speed.
 """
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
+
+from segmenter_jax.cores import usable_cores
 
 # Beyond this the calls would take more memory without leaving fewer cores idle.
 _MOST = 4
@@ -61,7 +62,7 @@ class Lanes:
         """
         # Several simulated devices share the cores themselves.
         alone = len(devices) == 1 and devices[0].platform == "cpu"
-        self.count = min(_usable_cores(), _MOST, most or _MOST) if alone else 1
+        self.count = min(usable_cores(), _MOST, most or _MOST) if alone else 1
         self.in_flight = max(self.count, _QUEUED)
         self._threads = ThreadPoolExecutor(self.count, "lane") if self.count > 1 else None
         self._compiled: set[Hashable] = set()
@@ -80,9 +81,3 @@ class Lanes:
         if program not in self._compiled and future.exception() is None:
             self._compiled.add(program)
         return future
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -14,6 +14,7 @@ LAYERS = (
     # Leaves.
     (
         "allocator",
+        "cores",
         "lanes",
         "resampling",
         "messages",

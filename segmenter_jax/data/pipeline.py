@@ -20,8 +20,12 @@ import numpy as np
 from absl import flags
 
 from segmenter_jax.allocator import keep_freed_memory
+from segmenter_jax.cores import usable_cores
 
 Example = dict[str, Any]
+
+# More than one thread a core only takes turns, and Python's lock, from what it feeds.
+_MOST_THREADS = 4
 
 # Added to the priority value of reading threads, on the scale of `nice`.
 _NICENESS = 10
@@ -53,6 +57,11 @@ class Stream(Iterator[Example]):
         self._iterator.close()
 
 
+def default_threads() -> int:
+    """Reading threads where none are asked for: one for each core, up to four."""
+    return min(usable_cores(), _MOST_THREADS)
+
+
 def train_batches(
     source: Sequence[Any],
     transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]],
@@ -63,7 +72,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
-    num_threads: int = 2,
+    num_threads: int | None = None,
     prefetch: int = 4,
 ) -> Stream:
     """Endless training batches of one process.
@@ -80,7 +89,8 @@ def train_batches(
       process_index: p.
       process_count: P.
       num_workers: processes that read and transform; 0 does it in threads of this one.
-      num_threads: reading threads, per worker if there are workers; 0 works on demand.
+      num_threads: reading threads, per worker if there are workers; 0 works on demand, None takes
+        one for each core, up to four.
       prefetch: batches kept ready, per worker if there are workers.
 
     Returns:
@@ -94,6 +104,7 @@ def train_batches(
     if len(source) == 0:
         raise ValueError("the training split has no records")
     _check_batch(global_batch_size, process_count)
+    num_threads = default_threads() if num_threads is None else num_threads
     if start_step < 0 or num_workers < 0 or num_threads < 0 or prefetch < 1:
         raise ValueError(
             f"{start_step=}, {num_workers=} and {num_threads=} must not be negative, "
@@ -147,7 +158,7 @@ def eval_examples(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    num_threads: int = 2,
+    num_threads: int | None = None,
 ) -> Stream:
     """Every record of a split exactly once over all processes.
 
@@ -156,7 +167,7 @@ def eval_examples(
       transform: record -> example.
       process_index: p; this process reads records p, p + P, p + 2P, ...
       process_count: P.
-      num_threads: reading threads; 0 works on demand.
+      num_threads: reading threads; see `train_batches`.
 
     Returns:
       Iterator over this process's examples, in order; empty if there are fewer records than
@@ -166,6 +177,7 @@ def eval_examples(
       ValueError: the process index is out of range.
     """
     _check_process(process_index, process_count)
+    num_threads = default_threads() if num_threads is None else num_threads
     cv2.setNumThreads(0)
     dataset = grain.MapDataset.source(source)[process_index::process_count].map(transform)
     return Stream(dataset.to_iter_dataset(_read_options(num_threads, 4 * num_threads)))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from segmenter_jax.data.images import decode_image, unpack_ids
-from segmenter_jax.data.pipeline import train_batches
+from segmenter_jax.data.pipeline import default_threads, train_batches
 from segmenter_jax.data.transforms import TrainTransform
 
 
@@ -70,7 +70,7 @@ def measure_loader(
     *,
     batch_size: int = 8,
     num_workers: int = 0,
-    num_threads: int = 4,
+    num_threads: int | None = None,
     prefetch: int = 4,
     seconds: float = 5.0,
     seed: int = 0,
@@ -85,6 +85,7 @@ def measure_loader(
       seconds: how long it is run.
       seed: of order and crops.
     """
+    num_threads = default_threads() if num_threads is None else num_threads
     with train_batches(
         source,
         transform,

@@ -4,7 +4,6 @@ import abc
 import collections
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from segmenter_jax.cores import usable_cores
 from segmenter_jax.data.images import check_pair, decode_image, pack_ids
 from segmenter_jax.data.specs import DataError, DatasetSpec
 
@@ -221,7 +221,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
       work: called with each item.
       items: read as they are needed.
     """
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     with futures.ThreadPoolExecutor(threads) as pool:
         window: collections.deque[futures.Future] = collections.deque()
         for item in items:
