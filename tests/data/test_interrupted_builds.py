@@ -12,7 +12,9 @@ from tests.data import replicas
 
 # Stops at the first record of the second split.
 BUILD = """
-import os, sys, time
+import os, signal, sys, time
+# Ignored in what a shell runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from segmenter_jax.data.builders.benchmark import Benchmark
 from segmenter_jax.data.datasets import build_dataset
 
