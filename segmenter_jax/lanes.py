@@ -1,7 +1,7 @@
 """Calls of compiled functions side by side, where the device is a CPU.
 
 XLA splits every operation of a program over the cores and waits for the slowest of them, some
-thousand times in a forward pass. Two programs at once fill each other's waits, the more so where
+hundred times in a forward pass. Two programs at once fill each other's waits, the more so where
 the cores are shared with other work. Accelerators run one call after the other at full speed.
 """
 
@@ -13,7 +13,7 @@ import jax
 
 from segmenter_jax.cores import usable_cores
 
-# Beyond this the calls would take more memory without leaving fewer cores idle.
+# Bounds the memory on machines of many cores.
 _MOST = 4
 
 # Calls on a device before the first is waited for: one runs while the next is being prepared.

@@ -42,24 +42,33 @@ class StepProfile:
 
     def switch(self) -> None:
         """Starts the trace, or ends it; nothing may be running on the devices."""
-        self._due.pop(0)
-        if self._due:
-            jax.profiler.start_trace(str(self._folder))
+        if len(self._due) == 2:
+            self._begin()
         else:
             self._end()
 
     def close(self) -> None:
         """Ends a trace that is running, as after a signal; says so if there was none."""
         if len(self._due) == 1:
-            self._due.clear()
             self._end()
         elif self._due:
             logger.warning("no profile: training ended before step %d", self._due[0])
 
+    # Whatever fails in the profiler, training goes on.
+
+    def _begin(self) -> None:
+        try:
+            jax.profiler.start_trace(str(self._folder))
+            self._due.pop(0)
+        except Exception as error:
+            self._due.clear()
+            logger.warning("no profile: %s", first_line(error))
+
     def _end(self) -> None:
+        self._due.clear()
         try:
             jax.profiler.stop_trace()
-        except Exception as error:  # Whatever it is, training goes on.
+        except Exception as error:
             logger.warning("no profile: %s", first_line(error))
         else:
             logger.info("profile written to %s", self._folder)

@@ -13,6 +13,7 @@ from jax.profiler import ProfileData
 from segmenter_jax import load
 from segmenter_jax.checkpoints.model_dir import load_description, load_model
 from segmenter_jax.data.augment import NORMALIZATION
+from segmenter_jax.logging import logger
 from segmenter_jax.profiling import StepProfile
 from tests.tiny_runs import run_python, state_bytes, train_arguments, write_dataset
 
@@ -138,6 +139,19 @@ def test_profile_needs_a_local_folder_and_a_count():
         StepProfile(epath.Path("gs://b/run"), 0, 3)
     with pytest.raises(ValueError, match=r"log\.profile_steps must be at least 0, got -1"):
         StepProfile(epath.Path("run"), 0, -1)
+
+
+def test_training_goes_on_without_a_profile_that_fails(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logger, "propagate", True)
+    (tmp_path / "profile").write_text("in the way")
+    profile = StepProfile(epath.Path(tmp_path), 5, 2)
+    due = []
+    for step in range(5, 20):
+        if profile.due(step):
+            due.append(step)
+            profile.switch()
+    profile.close()
+    assert due[0] == 15 and "no profile: " in caplog.text
 
 
 def test_run_stops_after_too_many_skipped_updates(source, tmp_path):

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--split", default=split)
     loader = parsers["loader"]
     loader.add_argument("--num_workers", type=int, default=0, help="loader processes; 0: threads")
-    loader.add_argument("--num_threads", type=int, help="one for each core by default")
+    loader.add_argument("--num_threads", type=int, help="by default one for each core, up to 4")
     loader.add_argument("--prefetch", type=int, default=4, help="batches kept ready")
     loader.add_argument("--rounds", type=int, default=5, help="of both sides, taking turns")
     return parser

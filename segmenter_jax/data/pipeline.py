@@ -24,7 +24,7 @@ from segmenter_jax.cores import usable_cores
 
 Example = dict[str, Any]
 
-# More than one thread a core only takes turns, and Python's lock, from what it feeds.
+# Of a process, where none are asked for.
 _MOST_THREADS = 4
 
 # Added to the priority value of reading threads, on the scale of `nice`.
@@ -59,6 +59,7 @@ class Stream(Iterator[Example]):
 
 def default_threads() -> int:
     """Reading threads where none are asked for: one for each core, up to four."""
+    # More than one a core take turns, and Python's lock, from the step that shares the cores.
     return min(usable_cores(), _MOST_THREADS)
 
 
