@@ -7,8 +7,8 @@ __version__ = "0.1.0"
 
 # Imported on first use: importing the package costs nothing.
 _PLACES = {
-    "load": "segmenter_jax.predictor",
-    "Predictor": "segmenter_jax.predictor",
+    "load": "segmenter_jax.inference.predictor",
+    "Predictor": "segmenter_jax.inference.predictor",
     "Segmenter": "segmenter_jax.models",
     "SegmenterConfig": "segmenter_jax.models",
 }

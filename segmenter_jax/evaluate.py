@@ -16,62 +16,31 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from segmenter_jax.allocator import keep_freed_memory
-from segmenter_jax.binary_metrics import BinaryScores
 from segmenter_jax.checkpoints.model_dir import ModelDescription
-from segmenter_jax.command import (
+from segmenter_jax.data.datasets import Dataset, build_dataset
+from segmenter_jax.data.pipeline import eval_examples
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.data.transforms import EvalTransform, ImageTransform
+from segmenter_jax.evaluation.binary_metrics import BinaryScores
+from segmenter_jax.evaluation.metrics import SegmentationReport, confusion_matrix
+from segmenter_jax.evaluation.scoring import Example, read_predictions, score
+from segmenter_jax.evaluation.submission import encode_submission, submission_name
+from segmenter_jax.inference.predictor import model_settings, read_model
+from segmenter_jax.inference.sliding_window import SlidingWindow
+from segmenter_jax.models import Segmenter
+from segmenter_jax.pictures import legend, overlay
+from segmenter_jax.pictures.figures import calibration_figure, confusion_figure
+from segmenter_jax.pictures.overlays import as_rgb
+from segmenter_jax.pictures.sheets import Entry, contact_sheet, stack
+from segmenter_jax.runtime.command import (
     add_protocol_flags,
     protocol_overrides,
     run_command,
     use_compilation_cache,
 )
-from segmenter_jax.data.datasets import Dataset, build_dataset
-from segmenter_jax.data.pipeline import eval_examples
-from segmenter_jax.data.specs import DatasetSpec
-from segmenter_jax.data.submission import encode_submission, submission_name
-from segmenter_jax.data.transforms import EvalTransform, ImageTransform
-from segmenter_jax.inference import SlidingWindow
-from segmenter_jax.metrics import SegmentationReport, confusion_matrix
-from segmenter_jax.models import Segmenter
-from segmenter_jax.predictor import model_settings, read_model
-from segmenter_jax.scoring import Example, read_predictions, score
-from segmenter_jax.visualize import legend, overlay
-from segmenter_jax.visualize.figures import calibration_figure, confusion_figure
-from segmenter_jax.visualize.overlays import as_rgb
-from segmenter_jax.visualize.sheets import Entry, contact_sheet, stack
+from segmenter_jax.runtime.host import keep_freed_memory
 
 _Result = tuple[Example, Mapping[str, np.ndarray]]
-
-
-def evaluate_split(
-    engine: SlidingWindow,
-    params: Any,
-    examples: Iterable[Example],
-    spec: DatasetSpec,
-    on_result: Callable[[Example, np.ndarray], None] | None = None,
-    *,
-    boundary: bool = False,
-    calibration: bool = False,
-) -> SegmentationReport:
-    """Predicts every example at its own size and counts.
-
-    With several processes, each gives its own examples and all get the report of all of them.
-
-    Args:
-      engine: does the predictions.
-      params: the tree under "params", see `SlidingWindow.predict`.
-      examples: mappings with "image" uint8 (H, W, C) and "label" uint8 (H, W).
-      spec: classes and ignored label.
-      on_result: called with each example and its class ids (H, W).
-      boundary: also count boundaries, which takes longer.
-      calibration: also compare confidence and accuracy.
-
-    Returns:
-      The report of the whole split.
-    """
-    outputs = ("ids", "confidence") if calibration else ("ids",)
-    results = engine.predict(params, examples, outputs)
-    return score(results, spec, engine.settings.protocol(), on_result, boundary, calibration)
 
 
 @dataclasses.dataclass(frozen=True)

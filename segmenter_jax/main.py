@@ -10,13 +10,13 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from segmenter_jax import logging, processes
-from segmenter_jax.allocator import keep_freed_memory
-from segmenter_jax.command import FAILED, INTERRUPTED, USAGE, use_compilation_cache
-from segmenter_jax.config_flag import ConfigFileParser
-from segmenter_jax.messages import one_line
-from segmenter_jax.progress import NonFiniteLossError
-from segmenter_jax.train import train_and_evaluate
+from segmenter_jax.runtime import console, processes
+from segmenter_jax.runtime.command import FAILED, INTERRUPTED, USAGE, use_compilation_cache
+from segmenter_jax.runtime.config_flag import ConfigFileParser
+from segmenter_jax.runtime.errors import one_line
+from segmenter_jax.runtime.host import keep_freed_memory
+from segmenter_jax.training.loop import train_and_evaluate
+from segmenter_jax.training.step_metrics import NonFiniteLossError
 
 FLAGS = flags.FLAGS
 
@@ -44,10 +44,10 @@ def main(argv: list[str]) -> int:
         )
     keep_freed_memory()
     use_compilation_cache()
-    logging.setup_console(is_main_process=True)
+    console.setup_console(is_main_process=True)
     try:
         processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        logging.setup_console(jax.process_index() == 0)
+        console.setup_console(jax.process_index() == 0)
         results = train_and_evaluate(FLAGS.config, FLAGS.workdir)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -18,20 +18,20 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from segmenter_jax.allocator import keep_freed_memory
-from segmenter_jax.command import (
+from segmenter_jax.inference.predictor import Predictor, load
+from segmenter_jax.inference.sliding_window import Request, make_request
+from segmenter_jax.pictures import legend, overlay, palette_image
+from segmenter_jax.pictures.overlays import grey_image
+from segmenter_jax.pictures.video import VIDEO_SUFFIXES, VideoWriter, read_frames, video_info
+from segmenter_jax.runtime.command import (
     FAILED,
     add_protocol_flags,
     protocol_overrides,
     run_command,
     use_compilation_cache,
 )
-from segmenter_jax.inference import Request, make_request
-from segmenter_jax.messages import one_line
-from segmenter_jax.predictor import Predictor, load
-from segmenter_jax.video import VIDEO_SUFFIXES, VideoWriter, read_frames, video_info
-from segmenter_jax.visualize import legend, overlay, palette_image
-from segmenter_jax.visualize.overlays import grey_image
+from segmenter_jax.runtime.errors import one_line
+from segmenter_jax.runtime.host import keep_freed_memory
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SAVED = ("overlay", "ids", "palette", "confidence")

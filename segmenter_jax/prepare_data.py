@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from segmenter_jax.checkpoints.download import cache_dir, download
-from segmenter_jax.command import FAILED, run_command
+from segmenter_jax.conversion.download import cache_dir, download
 from segmenter_jax.data.builders.base import in_threads
 from segmenter_jax.data.datasets import (
     GENERATED,
@@ -27,11 +26,13 @@ from segmenter_jax.data.datasets import (
     open_dataset,
 )
 from segmenter_jax.data.decoded import decoded_folder, write_decoded
-from segmenter_jax.data.specs import BENCHMARKS, DataError, DatasetSpec
+from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
 from segmenter_jax.data.survey import Survey, records_of, survey
 from segmenter_jax.data.transforms import EvalTransform
-from segmenter_jax.visualize import overlay
-from segmenter_jax.visualize.sheets import Entry, contact_sheet
+from segmenter_jax.pictures import overlay
+from segmenter_jax.pictures.sheets import Entry, contact_sheet
+from segmenter_jax.runtime.command import FAILED, run_command
+from segmenter_jax.runtime.errors import DataError
 
 _ADE20K_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 _ADE20K_SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"

@@ -6,10 +6,10 @@ import pathlib
 import jax
 import pytest
 
-from configs import common
-from segmenter_jax import experiment, sharding
+from segmenter_jax.configs import common
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.models import Segmenter
+from segmenter_jax.training import experiment, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
@@ -29,7 +29,7 @@ PAPER = {
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"segmenter_jax.configs.{name}").get_config()
 
 
 def leaves(config, prefix=""):

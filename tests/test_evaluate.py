@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter_jax import evaluate, scoring
+from segmenter_jax import evaluate
 from segmenter_jax.data.datasets import build_dataset
 from segmenter_jax.data.specs import DatasetSpec
-from segmenter_jax.inference import InferenceSettings, SlidingWindow
-from segmenter_jax.metrics import confusion_matrix
-from segmenter_jax.predictor import load
+from segmenter_jax.evaluation import scoring
+from segmenter_jax.evaluation.metrics import confusion_matrix
+from segmenter_jax.inference.predictor import load
+from segmenter_jax.inference.sliding_window import InferenceSettings, SlidingWindow
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 
 # Values in the label files: trained ids 0..6 are stored as 10..16, 0 is ignored.

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import evaluate
-from segmenter_jax.binary_metrics import binary_score, mean_binary_scores
 from segmenter_jax.checkpoints.model_dir import ModelDescription, save_model
 from segmenter_jax.data.datasets import build_dataset
 from segmenter_jax.data.specs import BENCHMARKS
 from segmenter_jax.data.transforms import EvalTransform
-from segmenter_jax.models.initial import init_params
-from segmenter_jax.predictor import load
+from segmenter_jax.evaluation.binary_metrics import binary_score, mean_binary_scores
+from segmenter_jax.inference.predictor import load
+from segmenter_jax.models.params import init_params
 from tests.data import replicas
 from tests.golden_params import golden_config
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from segmenter_jax import main
-from segmenter_jax.config_flag import ConfigFileParser
+from segmenter_jax.runtime.config_flag import ConfigFileParser
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_wrong_overrides(refused, word, message):
 def test_an_argument_for_a_config_file_follows_a_colon(given, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from configs import common\n\n\ndef get_config(seed):\n"
+        "from segmenter_jax.configs import common\n\n\ndef get_config(seed):\n"
         "    config = common.get_config()\n    config.seed = int(seed)\n    return config\n"
     )
     given(f"--config={path}:7")

@@ -12,8 +12,8 @@ from PIL import Image
 
 import segmenter_jax
 from segmenter_jax import predict
-from segmenter_jax.video import VideoWriter, read_frames, video_info
-from segmenter_jax.visualize import overlay
+from segmenter_jax.pictures import overlay
+from segmenter_jax.pictures.video import VideoWriter, read_frames, video_info
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 
 

@@ -5,19 +5,20 @@ from collections.abc import Sequence
 
 import jax
 
-from segmenter_jax.allocator import keep_freed_memory
-from segmenter_jax.benchmark import collectives, flops, kernels, network
+from segmenter_jax.benchmark import collectives, flops, kernels
+from segmenter_jax.benchmark import programs as network
 from segmenter_jax.benchmark.measure import environment
 from segmenter_jax.benchmark.report import publish
-from segmenter_jax.command import (
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.attention import IMPLEMENTATIONS
+from segmenter_jax.models.segmenter import DTYPES
+from segmenter_jax.runtime.command import (
     run_command,
     scale_list,
     use_compilation_cache,
 )
-from segmenter_jax.losses import Implementation
-from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.models.attention import IMPLEMENTATIONS
-from segmenter_jax.models.segmenter import DTYPES
+from segmenter_jax.runtime.host import keep_freed_memory
+from segmenter_jax.training.losses import Implementation
 
 SUBJECTS = {
     "step": network.benchmark_step,

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from segmenter_jax.benchmark.measure import Result, compile_timed
-from segmenter_jax.benchmark.network import step_parts
+from segmenter_jax.benchmark.programs import step_parts
 from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.train_state import TrainState, abstract_batch, abstract_train_state
+from segmenter_jax.training.state import TrainState, abstract_batch, abstract_train_state
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

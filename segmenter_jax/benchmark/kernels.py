@@ -9,9 +9,9 @@ import numpy as np
 
 from segmenter_jax.benchmark.flops import TRAIN_FACTOR, num_tokens
 from segmenter_jax.benchmark.measure import Result, compile_timed, summarise, time_calls
-from segmenter_jax.losses import Implementation, segmentation_loss
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS, attention, probe
+from segmenter_jax.training.losses import Implementation, segmentation_loss
 
 
 def benchmark_attention(config: SegmenterConfig, options: argparse.Namespace) -> Result:

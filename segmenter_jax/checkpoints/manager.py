@@ -1,19 +1,17 @@
 """Checkpoints of a training run: written in the background, whole or not at all."""
 
 import itertools
-import logging
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from segmenter_jax import processes
 from segmenter_jax.checkpoints.atomic import absolute
-from segmenter_jax.checkpoints.bit_sums import bit_sums
-from segmenter_jax.messages import first_line, root
-
-logger = logging.getLogger("segmenter_jax")
+from segmenter_jax.checkpoints.checksums import bit_sums
+from segmenter_jax.runtime import processes
+from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.errors import first_line, root
 
 _STATE, _DATA = "state", "data"
 

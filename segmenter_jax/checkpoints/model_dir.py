@@ -17,9 +17,9 @@ from jax.experimental import multihost_utils
 
 from segmenter_jax.checkpoints.atomic import abandon, absolute, publish, recover, staging, whole
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.messages import first_line
 from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.models.initial import Params, abstract_params
+from segmenter_jax.models.params import Params, abstract_params
+from segmenter_jax.runtime.errors import first_line
 
 __all__ = [
     "ModelDescription",

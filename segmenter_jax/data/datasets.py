@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from segmenter_jax.data.decoded import DecodedSource, decoded_folder
-from segmenter_jax.data.specs import BENCHMARKS, DataError, DatasetSpec
+from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
 from segmenter_jax.data.staging import abandoned, finished_splits, keep_finished, staging
 from segmenter_jax.data.traps import SCENE_PARSE150
+from segmenter_jax.runtime.errors import DataError
 
 GENERATED = ("shapes",)
 VERSION = "1.0.0"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from segmenter_jax.data.specs import DataError
+from segmenter_jax.runtime.errors import DataError
 
 _FOLDER, _PIXELS, _INDEX = "decoded", "pixels.bin", "index.json"
 

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from segmenter_jax.data.specs import ILLEGAL_LABEL, DataError, DatasetSpec
+from segmenter_jax.data.specs import ILLEGAL_LABEL, DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, RGB_LABEL, explain_values, palette_conflict
+from segmenter_jax.runtime.errors import DataError
 
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485

@@ -19,8 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from segmenter_jax.allocator import keep_freed_memory
-from segmenter_jax.cores import usable_cores
+from segmenter_jax.runtime.host import keep_freed_memory, usable_cores
 
 Example = dict[str, Any]
 

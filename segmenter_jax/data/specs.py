@@ -13,10 +13,6 @@ from segmenter_jax.data import class_tables as tables
 ILLEGAL_LABEL = 254
 
 
-class DataError(ValueError):
-    """A dataset, or one of its files, is not what it has to be. The message names the file."""
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
     """Classes, colours and label values of one dataset.

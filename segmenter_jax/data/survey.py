@@ -16,7 +16,8 @@ from segmenter_jax.data.builders.base import (
     in_threads,
 )
 from segmenter_jax.data.datasets import Dataset, RecordSource
-from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.runtime.errors import DataError
 
 _MAX_LISTED = 10
 _MAX_NAME = 32

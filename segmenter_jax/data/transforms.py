@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from segmenter_jax.data.images import decode_image, decode_label, unpack_ids
-from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.runtime.errors import DataError
 
 # Number of times a crop that fails the class limit is drawn again.
 _CROP_REDRAWS = 10

@@ -13,7 +13,6 @@ Implementations, all without mask and for any number of tokens:
 """
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 
@@ -21,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segmenter_jax.messages import first_line
+from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.errors import first_line
 
 IMPLEMENTATIONS = ("auto", "xla", "heads", "cudnn", "pallas", "tokamax", "splash")
 
@@ -32,8 +32,6 @@ _PARTITIONED = ("cudnn",)
 # On a CPU "xla" is a little faster at every length, and from here on takes twice the memory of a
 # training step and more.
 _LONG = 512
-
-_logger = logging.getLogger(__name__)
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -95,10 +93,10 @@ def _choose(shape: tuple[int, int, int], dtype: jnp.dtype, platform: str, num_de
         else:
             problem = probe(name, shape, dtype)
         if problem is None:
-            _logger.info("attention: %s for %s %s (%s)", name, dtype, shape, reasons or "first")
+            logger.info("attention: %s for %s %s (%s)", name, dtype, shape, reasons or "first")
             return name
         reasons.append(f"{name}: {problem}")
-    _logger.warning("attention: xla for %s %s (%s)", dtype, shape, "; ".join(reasons))
+    logger.warning("attention: xla for %s %s (%s)", dtype, shape, "; ".join(reasons))
     return "xla"
 
 

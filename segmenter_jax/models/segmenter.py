@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.decoders import LinearDecoder, MaskTransformerDecoder
 from segmenter_jax.models.layers import Gelu
+from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import VisionTransformer
-from segmenter_jax.resampling import resize_matrix
 
 # Encoder sizes of the paper, table 1: name -> width, layers, heads.
 VARIANTS = {

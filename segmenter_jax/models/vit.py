@@ -17,7 +17,7 @@ from jax.nn import initializers
 
 from segmenter_jax.models.attention import attention, attention_weights
 from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, dense_init, gelu
-from segmenter_jax.resampling import Method, resize_matrix
+from segmenter_jax.models.resampling import Method, resize_matrix
 
 # Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
 ATTENTION_MAPS = "attention_maps"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from segmenter_jax import sharding
 from segmenter_jax.checkpoints.manager import CheckpointError, Checkpoints
+from segmenter_jax.training import sharding
 
 POSITION = {"next_batch": 2, "seed": 0}
 

@@ -12,8 +12,9 @@ from segmenter_jax.data.builders.files import MAX_FILE_BYTES, SourceFiles
 from segmenter_jax.data.datasets import build_dataset, open_dataset
 from segmenter_jax.data.images import decode_label, unpack_ids
 from segmenter_jax.data.pipeline import eval_examples, train_batches
-from segmenter_jax.data.specs import BENCHMARKS, DataError
+from segmenter_jax.data.specs import BENCHMARKS
 from segmenter_jax.data.transforms import EvalTransform, ImageTransform, TrainTransform
+from segmenter_jax.runtime.errors import DataError
 from tests.conftest import GOLDEN
 from tests.data import replicas
 from tests.data.conftest import encode, noise

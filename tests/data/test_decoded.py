@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from segmenter_jax import prepare_data
+from segmenter_jax.benchmark.stages import measure_stages
 from segmenter_jax.data.datasets import build_dataset, open_dataset
 from segmenter_jax.data.decoded import DecodedSource, decoded_folder, write_decoded
 from segmenter_jax.data.pipeline import eval_examples, train_batches
-from segmenter_jax.data.specs import DataError
-from segmenter_jax.data.throughput import measure_stages
 from segmenter_jax.data.transforms import EvalTransform, TrainTransform
+from segmenter_jax.runtime.errors import DataError
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from segmenter_jax.data.images import check_pair, decode_image, decode_label, pack_ids, unpack_ids
-from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.runtime.errors import DataError
 from tests.data.conftest import encode, noise
 
 

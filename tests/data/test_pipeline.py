@@ -9,8 +9,8 @@ import pytest
 
 from segmenter_jax.data.datasets import build_dataset
 from segmenter_jax.data.pipeline import eval_examples, train_batches
-from segmenter_jax.data.specs import DataError
 from segmenter_jax.data.transforms import EvalTransform, TrainTransform
+from segmenter_jax.runtime.errors import DataError
 
 
 def draw(record: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

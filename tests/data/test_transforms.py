@@ -4,13 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import (
     EvalTransform,
     TrainTransform,
     rescaled_size,
     resize_crop,
 )
+from segmenter_jax.runtime.errors import DataError
 from tests.data.conftest import encode, noise
 
 

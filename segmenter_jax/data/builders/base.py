@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segmenter_jax.cores import usable_cores
 from segmenter_jax.data.images import check_pair, decode_image, pack_ids
-from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.host import usable_cores
 
 _MAX_REPORTED = 20
 

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from segmenter_jax.data.specs import DataError
+from segmenter_jax.runtime.errors import DataError
 
 # Of one file; the largest of the supported datasets is below 10 MB.
 MAX_FILE_BYTES = 256 * 2**20

@@ -19,8 +19,9 @@ from segmenter_jax.data.builders.base import (
     SegmentationBuilder,
 )
 from segmenter_jax.data.builders.files import SourceFiles
-from segmenter_jax.data.specs import DataError, DatasetSpec
+from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, source_traps
+from segmenter_jax.runtime.errors import DataError
 
 CLASSES_FILE = "classes.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

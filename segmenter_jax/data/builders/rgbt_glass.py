@@ -11,7 +11,7 @@ from segmenter_jax.data import specs
 from segmenter_jax.data.builders.base import RawRecord
 from segmenter_jax.data.builders.benchmark import Benchmark, Paths
 from segmenter_jax.data.images import decode_image
-from segmenter_jax.data.specs import DataError
+from segmenter_jax.runtime.errors import DataError
 
 _RGB, _THERMAL, _MASK = "rgb.png", "temperature.npy", "mask.png"
 

@@ -1,0 +1,216 @@
+"""Fits a checkpoint's parameters to a network, and reports what happened to each.
+
+Rules:
+  - position embeddings of another grid are resized; class and distillation tokens' are kept;
+  - for more input channels, the patch kernels of the first ones are kept and each further channel
+    gets their mean, so an image whose further channels are 0 (their mean, after normalisation)
+    gives exactly the source's tokens; for fewer, each gets the sum over the source's channels
+    divided by the new number, so a grey image gives exactly the source's tokens;
+  - for another number of classes, only the parameters whose shape depends on it stay initialised;
+  - a decoder of another kind or depth stays initialised as a whole;
+  - an encoder of another size, patch or set of tokens is an error.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from segmenter_jax.checkpoints.model_dir import abstract_params, flatten
+from segmenter_jax.conversion.arrays import CheckpointError
+from segmenter_jax.conversion.mapping import Shape
+from segmenter_jax.conversion.sources import Checkpoint
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.resampling import Method
+from segmenter_jax.models.vit import resize_position_embedding
+
+_POSITION = "encoder/pos_embedding"
+_PATCH_KERNEL = "encoder/embedding/kernel"
+_ENCODER_FIELDS = ("width", "depth", "num_heads", "patch_size", "distilled")
+_NUMERICS = ("layer_norm_eps", "gelu")
+
+
+@dataclasses.dataclass
+class Report:
+    """What happened to every parameter; `str()` is a summary with shapes.
+
+    Attributes:
+      header: the source, its format and network.
+      mapped: (our name, their name, shape).
+      resized: (our name, their shape, our shape, how).
+      initialised: (our name, shape, why).
+      dropped: (their name, shape, why).
+      warnings: sentences.
+    """
+
+    header: str
+    mapped: list[tuple[str, str, Shape]] = dataclasses.field(default_factory=list)
+    resized: list[tuple[str, Shape, Shape, str]] = dataclasses.field(default_factory=list)
+    initialised: list[tuple[str, Shape, str]] = dataclasses.field(default_factory=list)
+    dropped: list[tuple[str, Shape, str]] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def lines(self, with_mapped: bool = True) -> list[str]:
+        """The report, with or without what was simply mapped; repeated blocks share a line."""
+        mapped = self.mapped if with_mapped else []
+        groups = {
+            "mapped": [f"{ours} <- {theirs} {shape}" for ours, theirs, shape in mapped],
+            "resized": [f"{n} {old} -> {new}, {how}" for n, old, new, how in self.resized],
+            "newly initialised": [f"{n} {shape}: {why}" for n, shape, why in self.initialised],
+            "dropped": [f"{n} {shape}: {why}" for n, shape, why in self.dropped],
+        }
+        counts = {"mapped": len(self.mapped)}
+        lines = [self.header]
+        for title, items in groups.items():
+            lines.append(f"{title}: {counts.get(title, len(items))}")
+            lines += [f"  {item}" for item in _collapse(items)]
+        return lines + [f"warning: {warning}" for warning in self.warnings]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def _collapse(items: Iterable[str]) -> list[str]:
+    """Lines that differ only in a block's number become one, with the range of numbers."""
+    groups: dict[str, list[int]] = {}
+    for item in items:
+        number, key = 0, item
+        if match := re.search(r"block_(\d+)/", item):
+            number = int(match[1])
+            key = item.replace(f"block_{number}/", "block_*/")
+            # Their block number is the first; another one may count the layers of an MLP.
+            key = re.sub(rf"(blocks|layers)\.{number}\.", r"\1.*.", key, count=1)
+        groups.setdefault(key, []).append(number)
+    return [
+        f"{key}, blocks {min(numbers)} to {max(numbers)}" if len(numbers) > 1 else key
+        for key, numbers in groups.items()
+    ]
+
+
+def adapt(
+    checkpoint: Checkpoint,
+    config: SegmenterConfig,
+    initial: Callable[[list[str]], Mapping[str, Any]],
+    position_method: Method = "bicubic",
+) -> tuple[dict[str, Any], Report]:
+    """Parameters of a network, from a checkpoint as far as it goes.
+
+    Args:
+      checkpoint: the source.
+      config: the network wanted.
+      initial: gives initial values for a list of flat names.
+      position_method: how position embeddings are resized.
+
+    Returns:
+      The flat parameters, and the report.
+
+    Raises:
+      ValueError: the encoders do not fit, or an array cannot be read.
+    """
+    source = checkpoint.config
+    _check_encoder(checkpoint, config)
+    report = Report(_header(checkpoint), dropped=list(checkpoint.dropped))
+    report.warnings += checkpoint.notes + _numeric_warnings(source, config)
+    other_decoder = _other_decoder(checkpoint, config)
+    flat: dict[str, Any] = {}
+    for name, leaf in flatten(abstract_params(config)).items():
+        entry = checkpoint.entries.get(name)
+        in_decoder = name.startswith("decoder/")
+        if in_decoder and other_decoder:
+            report.initialised.append((name, leaf.shape, other_decoder))
+        elif entry is None:
+            report.initialised.append((name, leaf.shape, "not in the source"))
+        elif name == _POSITION and source.grid != config.grid:
+            flat[name] = _resize(entry.read(), source, config, position_method)
+            report.resized.append((name, entry.shape, leaf.shape, position_method))
+        elif name == _PATCH_KERNEL and source.in_channels != config.in_channels:
+            flat[name] = inflate_patch_kernel(entry.read(), config.in_channels)
+            how = f"{source.in_channels} to {config.in_channels} input channels"
+            report.resized.append((name, entry.shape, leaf.shape, how))
+        elif entry.shape != leaf.shape:
+            why = f"{source.num_classes} classes in the source, {config.num_classes} here"
+            report.initialised.append((name, leaf.shape, why))
+            report.dropped.append((entry.theirs, entry.shape, why))
+        else:
+            flat[name] = entry.read()
+            report.mapped.append((name, entry.theirs, leaf.shape))
+    if other_decoder and checkpoint.has_decoder:
+        report.dropped += [
+            (entry.theirs, entry.shape, other_decoder)
+            for name, entry in checkpoint.entries.items()
+            if name.startswith("decoder/")
+        ]
+    missing = [name for name, _, _ in report.initialised]
+    return flat | dict(initial(missing) if missing else {}), report
+
+
+def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:
+    """Patch kernel for another number of input channels; the rules are at the top of this module.
+
+    Args:
+      kernel: (P, P, C, D).
+      in_channels: wanted C.
+
+    Returns:
+      (P, P, in_channels, D).
+    """
+    channels = kernel.shape[2]
+    if in_channels < channels:
+        total = kernel.sum(axis=2, keepdims=True) / in_channels
+        return np.repeat(total, in_channels, axis=2)
+    extra = np.repeat(kernel.mean(axis=2, keepdims=True), in_channels - channels, axis=2)
+    return np.concatenate([kernel, extra], axis=2)
+
+
+def _resize(
+    embedding: np.ndarray, source: SegmenterConfig, config: SegmenterConfig, method: Method
+) -> np.ndarray:
+    extra = source.num_extra_tokens
+    return np.asarray(resize_position_embedding(embedding, extra, source.grid, config.grid, method))
+
+
+def _check_encoder(checkpoint: Checkpoint, config: SegmenterConfig) -> None:
+    def value(c: SegmenterConfig, field: str) -> Any:
+        return c.mlp_dim or 4 * c.width if field == "mlp_dim" else getattr(c, field)
+
+    for field in (*_ENCODER_FIELDS, "mlp_dim"):
+        found, wanted = value(checkpoint.config, field), value(config, field)
+        if found != wanted:
+            raise CheckpointError(
+                f"{checkpoint.source}: its encoder has {field}={found}, the model wants {wanted}"
+            )
+
+
+def _other_decoder(checkpoint: Checkpoint, config: SegmenterConfig) -> str:
+    """Why the source's decoder cannot be used; empty if it can."""
+    if not checkpoint.has_decoder:
+        return "the source has no decoder"
+    kinds = [
+        "linear decoder" if c.decoder == "linear" else f"mask decoder of {c.decoder_depth} layers"
+        for c in (checkpoint.config, config)
+    ]
+    return "" if kinds[0] == kinds[1] else f"{kinds[0]} in the source, {kinds[1]} here"
+
+
+def _numeric_warnings(source: SegmenterConfig, config: SegmenterConfig) -> list[str]:
+    return [
+        f"the source was trained with {field}={getattr(source, field)}; the model computes with "
+        f"{getattr(config, field)}"
+        for field in _NUMERICS
+        if getattr(source, field) != getattr(config, field)
+    ]
+
+
+def _header(checkpoint: Checkpoint) -> str:
+    c = checkpoint.config
+    parts = [
+        f"{checkpoint.source}: {checkpoint.format}, width {c.width}, {c.depth} layers, "
+        f"{c.num_heads} heads, patch {c.patch_size}, grid {c.grid[0]}x{c.grid[1]}, "
+        f"{c.num_extra_tokens} extra token{'s'[: c.num_extra_tokens - 1]}, "
+        f"layer_norm_eps {c.layer_norm_eps}, gelu {c.gelu}"
+    ]
+    if checkpoint.has_decoder:
+        parts.append(f"{c.decoder} decoder, {c.num_classes} classes")
+    return ", ".join(parts)

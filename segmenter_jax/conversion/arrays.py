@@ -1,0 +1,274 @@
+"""Safe, lazy reading of the files that hold foreign weights.
+
+The kind of file is told from its content. Nothing is unpickled but what PyTorch's weights-only
+reader accepts, names and shapes are known before any array is read, and a file cannot claim much
+more memory than its own size.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from segmenter_jax.runtime.errors import first_line
+
+# An array may not claim more bytes than this many times the whole file (compressed zeros would).
+MAX_EXPANSION = 20
+MIN_LIMIT_BYTES = 64 * 2**20
+MAX_ARRAYS = 100_000
+
+# What a damaged archive raises; RuntimeError stands for an encrypted one.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+_SAFETENSORS_DTYPES = {
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F32": np.float32,
+    "F64": np.float64,
+}
+
+
+class CheckpointError(ValueError):
+    """A file with weights is damaged, hostile or not understood. The message names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+    """An array in a file: its shape and type, and how to read it.
+
+    `dtype` is None for what is no floating-point array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
+    load: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayFile:
+    """Content of a file: its arrays by name, and other top-level values (of `.pth` files)."""
+
+    path: pathlib.Path
+    container: str
+    arrays: dict[str, LazyArray]
+    extra: dict[str, Any]
+
+
+def read_arrays(path: os.PathLike | str) -> ArrayFile:
+    """Opens a `.npz`, `.safetensors` or PyTorch file, whatever its name.
+
+    Raises:
+      CheckpointError: not such a file, or one that is damaged or refused.
+    """
+    path = pathlib.Path(path)
+    try:
+        container, reader = _detect(path)
+        arrays, extra = reader(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    _check_limits(path, arrays)
+    return ArrayFile(path, container, arrays, extra)
+
+
+def read_float32(path: os.PathLike | str, name: str, array: LazyArray) -> np.ndarray:
+    """Reads one array as float32.
+
+    Raises:
+      CheckpointError: unreadable, not floating point, or not finite.
+    """
+    if array.dtype is None:
+        raise CheckpointError(f"{path}: array {name} is not floating point")
+    try:
+        values = array.load()
+    except (*_ZIP_ERRORS, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: array {name} is damaged: {first_line(error)}") from error
+    if tuple(values.shape) != array.shape:
+        raise CheckpointError(f"{path}: array {name} has shape {values.shape}, not {array.shape}")
+    with np.errstate(over="ignore"):
+        values = np.asarray(values, np.float32)
+    if not np.isfinite(values).all():
+        count = int(np.count_nonzero(~np.isfinite(values)))
+        raise CheckpointError(f"{path}: array {name} holds {count} values that are not finite")
+    return values
+
+
+def _detect(path: pathlib.Path) -> tuple[str, Callable]:
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:2] == b"PK":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except _ZIP_ERRORS as error:
+            raise CheckpointError(f"{path}: damaged or truncated archive: {error}") from None
+        if any(name.endswith("/data.pkl") for name in names):
+            return "torch", _read_torch
+        if any(name.endswith(".npy") for name in names):
+            return "npz", _read_npz
+        raise CheckpointError(f"{path}: an archive that is neither .npz nor a PyTorch file")
+    if len(head) == 9 and head[8:] == b"{":
+        return "safetensors", _read_safetensors
+    if head[:1] == b"\x80":
+        return "torch", _read_torch
+    raise CheckpointError(
+        f"{path}: not a weights file; expected the content of a .npz, .safetensors or PyTorch file"
+    )
+
+
+def _check_limits(path: pathlib.Path, arrays: dict[str, LazyArray]) -> None:
+    if not arrays:
+        raise CheckpointError(f"{path}: holds no arrays")
+    if len(arrays) > MAX_ARRAYS:
+        raise CheckpointError(f"{path}: holds {len(arrays)} arrays, at most {MAX_ARRAYS} allowed")
+    limit = max(MIN_LIMIT_BYTES, MAX_EXPANSION * path.stat().st_size)
+    # float32 is what they become.
+    claimed = sum(4 * math.prod(array.shape) for array in arrays.values())
+    if claimed > limit:
+        raise CheckpointError(
+            f"{path}: its arrays claim {claimed} bytes, more than the {limit} allowed for its size"
+        )
+
+
+def _read_npz(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    arrays = {}
+    # Stays open for the arrays to be read: finding its members is what takes long.
+    archive = zipfile.ZipFile(path)
+    for member in archive.namelist():
+        if not member.endswith(".npy"):
+            raise CheckpointError(f"{path}: unexpected member {member!r}")
+        try:
+            with archive.open(member) as file:
+                shape, dtype = _npy_header(file)
+        except (*_ZIP_ERRORS, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: array {member[:-4]} is damaged: {first_line(error)}"
+            ) from None
+        if dtype.hasobject:
+            raise CheckpointError(
+                f"{path}: array {member[:-4]} holds Python objects, which are never loaded"
+            )
+        # NumPy writes bfloat16 as raw two-byte values.
+        if dtype == np.dtype("V2"):
+            dtype = np.dtype(ml_dtypes.bfloat16)
+        known = dtype if dtype.kind == "f" or dtype == ml_dtypes.bfloat16 else None
+        arrays[member[:-4]] = LazyArray(shape, known, _npz_loader(archive, member, dtype))
+    return arrays, {}
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"unknown array version {version}")
+    shape, _, dtype = readers[version](file)
+    return shape, dtype
+
+
+def _npz_loader(archive: zipfile.ZipFile, member: str, dtype: np.dtype) -> Callable[[], np.ndarray]:
+    def load() -> np.ndarray:
+        with archive.open(member) as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+            # The checksum is verified only when the end of the member is reached.
+            if file.read(1):
+                raise ValueError("trailing bytes")
+        return values if values.dtype == dtype else values.view(dtype)
+
+    return load
+
+
+def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    import safetensors
+
+    def loader(name: str) -> Callable[[], np.ndarray]:
+        def load() -> np.ndarray:
+            with safetensors.safe_open(path, "numpy") as file:
+                return file.get_tensor(name)
+
+        return load
+
+    arrays = {}
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                part = file.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+                arrays[name] = LazyArray(
+                    tuple(part.get_shape()), dtype and np.dtype(dtype), loader(name)
+                )
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged .safetensors file: {first_line(error)}") from None
+    return arrays, {}
+
+
+def _read_torch(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            f"{path}: reading PyTorch files needs PyTorch: pip install torch"
+        ) from None
+    stored = zipfile.is_zipfile(path)
+    if stored:
+        with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise CheckpointError(f"{path}: compressed members, which PyTorch never writes")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=stored)
+    except Exception as error:
+        text = str(error)
+        if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
+            raise CheckpointError(
+                f"{path}: holds Python objects besides weights, which are never loaded; where it "
+                "is trusted, save its state dict alone with torch.save and convert that"
+            ) from None
+        raise CheckpointError(f"{path}: damaged PyTorch file: {first_line(error)}") from None
+    return _torch_arrays(path, content)
+
+
+def _torch_arrays(path: pathlib.Path, content: Any) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    import torch
+
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+    state, extra = content, {}
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            state = content[key]
+            extra = {name: value for name, value in content.items() if name != key}
+            break
+
+    def loader(tensor: Any) -> Callable[[], np.ndarray]:
+        return lambda: tensor.detach().float().contiguous().numpy()
+
+    arrays = {}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise CheckpointError(f"{path}: entry {name!r} is no tensor but {_kind(value)}")
+        kind = np.dtype(np.float32) if value.is_floating_point() else None
+        arrays[str(name)] = LazyArray(tuple(value.shape), kind, loader(value))
+    return arrays, extra
+
+
+def _kind(value: Any) -> str:
+    return json.dumps(value)[:60] if isinstance(value, str | int | float) else type(value).__name__

@@ -1,0 +1,238 @@
+"""Any source of weights as a Segmenter: its description, its parameters, what happened to each."""
+
+import colorsys
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax.traverse_util import unflatten_dict
+
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.conversion.adapt import Report, adapt
+from segmenter_jax.conversion.arrays import CheckpointError
+from segmenter_jax.conversion.download import sha256_of
+from segmenter_jax.conversion.sources import MODEL_DIRECTORY, Checkpoint, open_checkpoint
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.params import Params, init_some_params
+from segmenter_jax.models.resampling import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """What to make of a source; None keeps what the source has.
+
+    Attributes:
+      variant: for example "L/16"; the source must be that.
+      image_size: (height, width) in pixels the position embeddings are resized for.
+      num_classes: of the decoder; needed where the source has none.
+      decoder: "mask" or "linear"; "mask" where the source has none.
+      in_channels: image channels.
+      num_heads: heads of the encoder, where the source does not tell.
+      layer_norm_eps, gelu: how the model computes.
+      normalization: "vit" or "deit"; needed where the source does not tell.
+      position_method: how position embeddings are resized.
+      window, stride, base_size: see `ModelDescription`, in pixels.
+      seed: of newly initialised parameters.
+    """
+
+    variant: str | None = None
+    image_size: tuple[int, int] | None = None
+    num_classes: int | None = None
+    decoder: str | None = None
+    in_channels: int | None = None
+    num_heads: int | None = None
+    layer_norm_eps: float | None = None
+    gelu: str | None = None
+    normalization: str | None = None
+    position_method: Method = "bicubic"
+    window: int | None = None
+    stride: int | None = None
+    base_size: int | None = None
+    seed: int = 0
+
+
+def convert(
+    source: os.PathLike | str, options: ConvertOptions
+) -> tuple[ModelDescription, Params, Report]:
+    """Reads any source of weights as a Segmenter.
+
+    Args:
+      source: see `checkpoints.foreign.open_checkpoint`.
+      options: what to make of it.
+
+    Returns:
+      Description, parameters (float32), and what happened to each parameter.
+
+    Raises:
+      ValueError: the source cannot be read or explained, or lacks what the options must give.
+    """
+    checkpoint = open_checkpoint(source, options.num_heads, options.image_size)
+    config = _target_config(checkpoint, options)
+    describe = _describe(checkpoint, config, options)
+
+    def initial(names: list[str]) -> Mapping[str, Any]:
+        return init_some_params(config, names, options.seed)
+
+    flat, report = adapt(checkpoint, config, initial, options.position_method)
+    params = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
+    return describe(report), params, report
+
+
+def load_any(source: os.PathLike | str, **options: Any) -> tuple[ModelDescription, Params]:
+    """Reads a model directory, a workdir, or foreign weights, converted on the fly.
+
+    Args:
+      source: see `checkpoints.foreign.open_checkpoint`.
+      **options: fields of `ConvertOptions`.
+
+    Returns:
+      Description and float32 parameters.
+
+    Raises:
+      ValueError: see `convert`.
+    """
+    description, params, _ = convert(source, ConvertOptions(**options))
+    return description, params
+
+
+def load_init(
+    source: os.PathLike | str,
+    target: ModelDescription,
+    seed: int,
+) -> tuple[Params, dict[str, Any], Report]:
+    """Starts training from a source of weights.
+
+    Everything that fits is taken: the encoder always, the decoder where it is of the same kind.
+    Parameters that depend on the number of classes are newly initialised if it differs. `target`
+    decides how the model computes; if the source was trained with another `layer_norm_eps`, `gelu`
+    or normalisation, the report warns. Position embeddings are resized as in `convert` by default;
+    for another way, convert first and start from the model directory.
+
+    Args:
+      source: see `checkpoints.foreign.open_checkpoint`.
+      target: the network to train, and how its images are normalised.
+      seed: of newly initialised parameters.
+
+    Returns:
+      Parameters on the host, where they come from (JSON values, with the sha256 of the source), and
+      what happened to each.
+
+    Raises:
+      ValueError: the source cannot be read or explained, or its encoder is another one.
+    """
+    config = target.model
+    checkpoint = open_checkpoint(source, config.num_heads, config.image_size)
+
+    def initial(names: list[str]) -> Mapping[str, Any]:
+        return init_some_params(config, names, seed)
+
+    given = {"position_method": ConvertOptions.position_method, "seed": seed}
+    flat, report = adapt(checkpoint, config, initial, given["position_method"])
+    report.warnings += _normalization_warnings(checkpoint, target)
+    params = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
+    return params, _provenance(checkpoint, given, report), report
+
+
+def _normalization_warnings(checkpoint: Checkpoint, target: ModelDescription) -> list[str]:
+    known = {k: v for k, v in checkpoint.description.items() if k in ("mean", "std")}
+    theirs = dataclasses.replace(target, **known)
+    return [
+        f"the source was trained with {name}={getattr(theirs, name)}; images are normalised with "
+        f"{getattr(target, name)} here (augment.normalization)"
+        for name in known
+        if getattr(theirs, name) != getattr(target, name)
+    ]
+
+
+def _target_config(checkpoint: Checkpoint, options: ConvertOptions) -> SegmenterConfig:
+    source = checkpoint.config
+    if options.variant is not None:
+        wanted = SegmenterConfig.from_variant(
+            options.variant, num_classes=1, image_size=source.image_size
+        )
+        for field in ("width", "depth", "num_heads", "patch_size"):
+            if getattr(wanted, field) != getattr(source, field):
+                raise CheckpointError(
+                    f"{checkpoint.source}: not a {options.variant}: {field} is "
+                    f"{getattr(source, field)}, expected {getattr(wanted, field)}"
+                )
+    if not checkpoint.has_decoder and options.num_classes is None:
+        raise CheckpointError(
+            f"{checkpoint.source}: holds an encoder only; give num_classes (--num_classes of "
+            "python -m segmenter_jax.convert) for a new decoder"
+        )
+    fields = dataclasses.asdict(source)
+    if not checkpoint.has_decoder:
+        fields["decoder"] = "mask"
+    for field in ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu"):
+        if (value := getattr(options, field)) is not None:
+            fields[field] = value
+    return SegmenterConfig(**fields)
+
+
+def _describe(
+    checkpoint: Checkpoint, config: SegmenterConfig, options: ConvertOptions
+) -> Callable[[Report], ModelDescription]:
+    """Checks all fields of the description; only the report is missing to complete it."""
+    known = dict(checkpoint.description)
+    if options.normalization is not None:
+        if options.normalization not in NORMALIZATION:
+            raise ValueError(
+                f"normalization={options.normalization!r} is unknown; "
+                f"choose from {tuple(NORMALIZATION)}"
+            )
+        known["mean"], known["std"] = NORMALIZATION[options.normalization]
+    if "mean" not in known:
+        raise CheckpointError(
+            f"{checkpoint.source}: does not say how images are normalised; give normalization, "
+            f"one of {', '.join(NORMALIZATION)}"
+        )
+    num_classes = config.num_classes
+    if not checkpoint.has_decoder or num_classes != checkpoint.config.num_classes:
+        known.pop("classes", None)
+        known.pop("colors", None)
+    if config.image_size != checkpoint.config.image_size:
+        known.pop("window", None)
+        known.pop("stride", None)
+    known.setdefault("classes", tuple(f"class {i}" for i in range(num_classes)))
+    known.setdefault("colors", spread_colors(num_classes))
+    for field in ("window", "stride", "base_size"):
+        if (value := getattr(options, field)) is not None:
+            known[field] = value
+    parent = known.pop("provenance", None)
+    try:
+        description = ModelDescription(model=config, **known)
+        description = ModelDescription.from_json(description.to_json(), checkpoint.source)
+    except (TypeError, ValueError) as error:
+        message = str(error).removeprefix(f"{checkpoint.source}: ")
+        raise CheckpointError(f"{checkpoint.source}: wrong description: {message}") from None
+
+    def complete(report: Report) -> ModelDescription:
+        given = {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
+        provenance = _provenance(checkpoint, given, report)
+        if checkpoint.format == MODEL_DIRECTORY:
+            provenance["parent"] = parent
+        return dataclasses.replace(description, provenance=provenance)
+
+    return complete
+
+
+def _provenance(checkpoint: Checkpoint, given: dict[str, Any], report: Report) -> dict[str, Any]:
+    return {
+        "format": checkpoint.format,
+        "source": checkpoint.source,
+        "sha256": sha256_of(checkpoint.files),
+        "options": {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()},
+        "report": report.lines(with_mapped=False),
+    }
+
+
+def spread_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Distinct colours for classes that have none; hues advance by the golden ratio."""
+    colors = []
+    for i in range(count):
+        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.25 * (i // 8 % 2), 0.9 - 0.2 * (i % 3))
+        colors.append(tuple(round(255 * value) for value in rgb))
+    return tuple(colors)

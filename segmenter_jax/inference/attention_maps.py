@@ -1,0 +1,229 @@
+"""Where a model looks: attention weights of encoder and decoder, from the same forward pass."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from segmenter_jax.inference.geometry import check_image, scaled_image
+from segmenter_jax.inference.predictor import Picture, Predictor
+from segmenter_jax.models import Segmenter
+from segmenter_jax.models.normalization import normalize
+from segmenter_jax.models.segmenter import patch_grid
+from segmenter_jax.models.vit import ATTENTION_MAPS
+
+PARTS = ("encoder", "decoder")
+
+# Weights of one layer; what is larger is refused with a message instead of a kill.
+MAX_LAYER_BYTES = 2**31
+
+
+def _layer_weights(collection: Any, part: str, layer: int) -> jax.Array:
+    name = f"encoderblock_{layer}" if part == "encoder" else f"block_{layer}"
+    return collection[part][name]["attention"]["weights"][0]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "part", "layer"))
+def attention_weights(
+    model: Segmenter, params: Any, image: jax.Array, part: str, layer: int
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the network and keeps the attention weights of one layer.
+
+    Args:
+      model: the network.
+      params: the tree under "params".
+      image: normalised float (B, H, W, C).
+      part: "encoder", or "decoder" of a network with the mask decoder.
+      layer: from 0.
+
+    Returns:
+      The low-resolution logits, see `Segmenter`, and float32 (B, heads, T, T), rows summing to 1:
+      row = token that looks, column = token looked at. Tokens of the encoder are the extra tokens
+      and then the patches, of the decoder the patches and then the classes.
+    """
+    logits, state = model.apply({"params": params}, image, mutable=[ATTENTION_MAPS])
+    return logits, _layer_weights(state[ATTENTION_MAPS], part, layer)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layer"))
+def attention_rollout(
+    model: Segmenter, params: Any, image: jax.Array, layer: int
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of the encoder followed through all layers up to one.
+
+    Args:
+      model, params, image: see `attention_weights`.
+      layer: the last to follow, from 0.
+
+    Returns:
+      The logits, and float32 (B, T, T): how much of each input token (column) reaches each token
+      (row), if every layer passes on half of its input and half of what its heads look at.
+
+    Source: Abnar, Zuidema, "Quantifying Attention Flow in Transformers", 2020.
+    """
+    logits, state = model.apply({"params": params}, image, mutable=[ATTENTION_MAPS])
+    flow = None
+    for i in range(layer + 1):
+        weights = _layer_weights(state[ATTENTION_MAPS], "encoder", i).mean(axis=1)
+        step = 0.5 * (weights + jnp.eye(weights.shape[-1]))
+        highest = jax.lax.Precision.HIGHEST
+        flow = step if flow is None else jnp.einsum("bij,bjk->bik", step, flow, precision=highest)
+    return logits, flow
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """Where one token looks in a picture.
+
+    Attributes:
+      image: uint8 (h, w, C), the picture as the network saw it.
+      maps: float32 (heads, rows, columns), attention paid to every patch; one head for a rollout.
+      patch_size: side of a patch, in pixels.
+      title: what is shown, in words.
+      patch: (row, column) of the patch that looks; None where it is no patch.
+      mask: float32 (rows, columns), the probability of the class whose embedding looks; None where
+        it is no class.
+    """
+
+    image: np.ndarray
+    maps: np.ndarray
+    patch_size: int
+    title: str
+    patch: tuple[int, int] | None = None
+    mask: np.ndarray | None = None
+
+
+def look(
+    predictor: Predictor,
+    picture: Picture,
+    *,
+    part: str = "encoder",
+    layer: int = -1,
+    patch: tuple[int, int] | None = None,
+    class_name: str | None = None,
+    rollout: bool = False,
+) -> AttentionMaps:
+    """Where the class token, one patch or one class embedding looks in a picture.
+
+    The whole picture is seen at once, scaled as for prediction.
+
+    Args:
+      predictor: the model.
+      picture: as for `Predictor.predict`.
+      part: "encoder" or "decoder".
+      layer: from 0; negative numbers count from the last.
+      patch: (x, y) of a pixel of the picture; the patch around it looks.
+      class_name: this class's embedding looks; decoder only.
+      rollout: follows the attention through all layers up to `layer`; encoder only.
+
+    Returns:
+      The maps. Without `patch` and `class_name` the encoder's class token looks.
+
+    Raises:
+      ValueError: the layer, the class or the pixel does not exist, or the choices do not go
+        together, or the picture is too large.
+    """
+    layer = _check_choices(predictor, part, layer, patch, class_name, rollout)
+    picture = predictor.read(picture)
+    image = _scaled_picture(predictor, picture)
+    config = predictor.model.config
+    grid = patch_grid(image.shape[:2], config.patch_size)
+    _check_memory(grid, config.num_heads, config.num_classes)
+
+    logits, weights = _run(predictor, image, part, layer, rollout)
+    first = config.num_extra_tokens if part == "encoder" else 0
+    num_patches = math.prod(grid)
+    cell = mask = None
+    token, who = 0, "class token"
+    if class_name is not None:
+        class_id = predictor.classes.index(class_name)
+        token, who = num_patches + class_id, f"class {class_name}"
+        mask = np.asarray(jax.nn.softmax(logits, axis=-1)[..., class_id])
+    elif patch is not None:
+        cell = _patch_at(patch, picture.shape[:2], image.shape[:2], config.patch_size)
+        token, who = first + cell[0] * grid[1] + cell[1], f"patch at {patch[0]}, {patch[1]}"
+    maps = np.asarray(weights[:, token, first : first + num_patches]).reshape(-1, *grid)
+    kind = f"rollout to layer {layer}" if rollout else f"layer {layer}"
+    return AttentionMaps(
+        np.clip(np.rint(image), 0, 255).astype(np.uint8),
+        maps,
+        config.patch_size,
+        f"{part} {kind}, {who}",
+        cell,
+        mask,
+    )
+
+
+def _check_choices(
+    predictor: Predictor,
+    part: str,
+    layer: int,
+    patch: tuple[int, int] | None,
+    class_name: str | None,
+    rollout: bool,
+) -> int:
+    """Raises ValueError, or returns the layer counted from 0."""
+    config = predictor.model.config
+    if part not in PARTS:
+        raise ValueError(f"{part=} is unknown; choose from {PARTS}")
+    if part == "decoder" and config.decoder != "mask":
+        raise ValueError(f"the decoder of this model is {config.decoder!r} and has no attention")
+    if part == "decoder" and rollout:
+        raise ValueError("a rollout follows the encoder, and part is 'decoder'")
+    if part == "decoder" and (patch is None) == (class_name is None):
+        raise ValueError("the decoder has patches and classes: choose a patch or a class")
+    if part == "encoder" and class_name is not None:
+        raise ValueError("classes are embedded in the decoder only, and part is 'encoder'")
+    if class_name is not None and class_name not in predictor.classes:
+        raise ValueError(f"class {class_name!r} is unknown; choose from {predictor.classes}")
+    depth = config.depth if part == "encoder" else config.decoder_depth
+    if not -depth <= layer < depth:
+        raise ValueError(f"layer must be in {-depth}..{depth - 1} for this {part}, got {layer}")
+    return layer % depth
+
+
+def _check_memory(grid: tuple[int, int], num_heads: int, num_classes: int) -> None:
+    tokens = math.prod(grid) + num_classes
+    if (size := 4 * num_heads * tokens**2) > MAX_LAYER_BYTES:
+        raise ValueError(
+            f"{grid[0]} x {grid[1]} patches give {size >> 20} MB of attention weights in a layer, "
+            f"over the limit of {MAX_LAYER_BYTES >> 20} MB; take a smaller picture"
+        )
+
+
+def _scaled_picture(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
+    settings = predictor.engine().settings
+    check_image(picture.shape, settings, predictor.model.config.in_channels)
+    return scaled_image(picture, settings, 1.0)
+
+
+def _run(
+    predictor: Predictor, image: np.ndarray, part: str, layer: int, rollout: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Low-resolution logits (h, w, K), and weights (heads, T, T); a rollout has one head."""
+    d = predictor.description
+    inputs = predictor.model, predictor.params, normalize(image[None], None, d.mean, d.std)
+    if rollout:
+        logits, flow = attention_rollout(*inputs, layer)
+        return logits[0], flow
+    logits, weights = attention_weights(*inputs, part, layer)
+    return logits[0], weights[0]
+
+
+def _patch_at(
+    pixel: tuple[int, int], size: tuple[int, int], scaled: tuple[int, int], patch_size: int
+) -> tuple[int, int]:
+    """(row, column) of the patch around pixel (x, y) of a picture of `size`, once it is scaled."""
+    x, y = pixel
+    if not (0 <= x < size[1] and 0 <= y < size[0]):
+        raise ValueError(
+            f"pixel x={x}, y={y} is outside the picture of {size[1]} x {size[0]} (width x height)"
+        )
+    return tuple(
+        int((p + 0.5) * new / old) // patch_size
+        for p, new, old in zip((y, x), scaled, size, strict=True)
+    )

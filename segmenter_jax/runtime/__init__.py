@@ -1,0 +1,1 @@
+"""This process: its command line, its console, its host, and the processes it runs with."""

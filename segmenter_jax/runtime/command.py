@@ -1,0 +1,87 @@
+"""What the argparse command lines share: exit codes and how failures are told."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from segmenter_jax.runtime.errors import one_line
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parses arguments and runs a command.
+
+    Args:
+      parser: of the command; `--debug` is added to it.
+      command: does the work; returns an exit code, None meaning 0.
+      argv: arguments; None takes those of the process.
+
+    Returns:
+      The command's code; 1 after a failure, which is told in one line unless `--debug` asks for
+      the traceback. Wrong usage leaves with code 2, as argparse does.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # Taken from anywhere, also behind the name of a subcommand.
+    rest = [argument for argument in argv if argument != "--debug"]
+    arguments = parser.parse_args(["--debug", *rest] if rest != argv else rest)
+    try:
+        return command(arguments) or 0
+    except (ValueError, OSError, ImportError) as error:
+        if arguments.debug:
+            raise
+        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX was told where."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(root / "segmenter_jax" / "xla"))
+
+
+def scale_list(text: str) -> tuple[float, ...]:
+    """Reads "0.5,1,1.5"; for argparse's `type`."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers such as 0.5,0.75,1"
+        ) from None
+
+
+def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that override a model's own inference settings."""
+    parser.add_argument("--window", type=int, help="side of the windows, in pixels")
+    parser.add_argument("--stride", type=int, help="stride of the windows, in pixels")
+    parser.add_argument(
+        "--scales", type=scale_list, default=(1.0,), help="for example 0.5,0.75,1,1.25,1.5,1.75"
+    )
+    parser.add_argument("--flip", action="store_true", help="also average flipped versions")
+    parser.add_argument("--native", action="store_true", help="do not scale to the base size")
+    parser.add_argument("--batch_size", type=int, help="windows at a time")
+
+
+def protocol_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `InferenceSettings` that the flags of `add_protocol_flags` ask for."""
+    fields = {name: getattr(arguments, name) for name in ("window", "stride", "batch_size")}
+    overrides = {name: value for name, value in fields.items() if value is not None}
+    if arguments.native:
+        overrides["base_size"] = None
+    return overrides | {"scales": arguments.scales, "flip": arguments.flip}

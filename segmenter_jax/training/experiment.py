@@ -1,0 +1,202 @@
+"""From a config to the parts of a run: dataset, network, optimizer, description."""
+
+import dataclasses
+import math
+
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.data.datasets import Dataset, build_dataset
+from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.data.transforms import TrainTransform
+from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.runtime.console import logger
+from segmenter_jax.training import optimizers, sharding
+from segmenter_jax.training.state import StepOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of a run, each built from its group of the config."""
+
+    config: ml_collections.ConfigDict
+    dataset: Dataset
+    description: ModelDescription
+    model: Segmenter
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    options: StepOptions
+    transform: TrainTransform
+    mesh: Mesh
+
+
+def model_config(
+    config: ml_collections.ConfigDict, num_classes: int, in_channels: int
+) -> SegmenterConfig:
+    """Network described by `config.model` and the training crop.
+
+    Args:
+      config: see configs/common.py.
+      num_classes: of the dataset.
+      in_channels: of the dataset's images.
+    """
+    fields = dict(config.model)
+    variant = fields.pop("variant")
+    # A placeholder left alone keeps the variant's size.
+    fields = {name: value for name, value in fields.items() if value is not None}
+    crop = config.augment.crop_size
+    return SegmenterConfig.from_variant(
+        variant, num_classes=num_classes, image_size=(crop, crop), in_channels=in_channels, **fields
+    )
+
+
+def describe(config: ml_collections.ConfigDict, spec: DatasetSpec) -> ModelDescription:
+    """What will travel with the weights of a run on a dataset."""
+    choices = tuple(sorted(NORMALIZATION))
+    if config.augment.normalization not in NORMALIZATION:
+        raise ValueError(
+            f"augment.normalization={config.augment.normalization!r} is unknown; "
+            f"choose from {choices}"
+        )
+    mean, std = NORMALIZATION[config.augment.normalization]
+    return ModelDescription(
+        model=model_config(config, spec.num_classes, spec.channels),
+        classes=spec.class_names,
+        colors=spec.colors,
+        mean=mean,
+        std=std,
+        ignore_label=spec.ignore_label,
+        base_size=config.augment.base_size,
+        aspect_bound=config.augment.aspect_bound,
+        window=config.eval.window,
+        stride=config.eval.stride,
+        provenance={"dataset": spec.name, "init_from": config.init_from or None}
+        | ({"ema_decay": config.ema_decay} if config.ema_decay else {}),
+    )
+
+
+def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Learning-rate schedule of `config.optimizer`."""
+    o = config.optimizer
+    return optimizers.make_schedule(
+        o.schedule,
+        learning_rate=o.learning_rate,
+        min_learning_rate=o.min_learning_rate,
+        total_steps=config.total_steps,
+        power=o.power,
+        warmup_steps=o.warmup_steps,
+    )
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Optimizer of `config.optimizer`."""
+    o = config.optimizer
+    if o.freeze_encoder and o.layer_decay != 1:
+        raise ValueError(
+            f"optimizer.layer_decay={o.layer_decay} sets learning rates of the encoder, which "
+            "optimizer.freeze_encoder keeps as it is; leave it at 1.0"
+        )
+    return optimizers.make_optimizer(
+        o.name,
+        momentum=o.momentum,
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm,
+        layer_decay=o.layer_decay,
+    )
+
+
+def make_options(
+    config: ml_collections.ConfigDict, description: ModelDescription, mesh: Mesh
+) -> StepOptions:
+    """What a training step does, from all groups of the config that it concerns."""
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {config.ema_decay}")
+    if config.optimizer.max_skipped_updates < 0:
+        raise ValueError(
+            "optimizer.max_skipped_updates must be at least 0, got "
+            f"{config.optimizer.max_skipped_updates}"
+        )
+    if config.optimizer.freeze_encoder and not config.init_from:
+        logger.warning("optimizer.freeze_encoder without init_from: the encoder stays random")
+    return StepOptions(
+        mean=description.mean,
+        std=description.std,
+        ignore_label=description.ignore_label,
+        class_weights=_class_weights(config, description),
+        photometric=config.augment.photometric,
+        grad_accum_steps=config.grad_accum_steps,
+        freeze_encoder=config.optimizer.freeze_encoder,
+        ema_decay=config.ema_decay,
+        skip_non_finite=config.optimizer.max_skipped_updates > 0,
+        num_shards=mesh.size,
+    )
+
+
+def _class_weights(
+    config: ml_collections.ConfigDict, description: ModelDescription
+) -> tuple[float, ...] | None:
+    weights = tuple(config.loss.class_weights)
+    if not weights:
+        return None
+    classes = len(description.classes)
+    if len(weights) != classes:
+        raise ValueError(
+            f"loss.class_weights has {len(weights)} values, the dataset "
+            f"{description.provenance['dataset']!r} has {classes} classes"
+        )
+    numbers = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
+    if not numbers or not any(weights):
+        raise ValueError(
+            f"loss.class_weights must be numbers of at least 0, not all 0, got {weights}"
+        )
+    return tuple(map(float, weights))
+
+
+def make_transform(config: ml_collections.ConfigDict, spec: DatasetSpec) -> TrainTransform:
+    """Host augmentation of `config.augment`."""
+    a = config.augment
+    return TrainTransform(
+        spec=spec,
+        crop_size=a.crop_size,
+        base_size=a.base_size,
+        aspect_bound=a.aspect_bound,
+        scale_range=tuple(a.scale_range),
+        category_max_ratio=a.category_max_ratio,
+        flip_prob=a.flip_prob,
+    )
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks a config and builds everything it describes, before any device work.
+
+    Args:
+      config: see configs/common.py.
+
+    Raises:
+      ValueError: a value of the config or of the dataset is wrong; the message names it.
+    """
+    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
+    sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
+    schedule = make_schedule(config)
+    optimizer = make_optimizer(config)
+
+    d = config.dataset
+    dataset = build_dataset(d.name, d.data_dir, d.source or None)
+    for split in (d.train_split, d.eval_split):
+        # Refused here rather than at the first evaluation.
+        dataset.source(split)
+    description = describe(config, dataset.spec)
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        description=description,
+        model=Segmenter(description.model),
+        schedule=schedule,
+        optimizer=optimizer,
+        options=make_options(config, description, mesh),
+        transform=make_transform(config, dataset.spec),
+        mesh=mesh,
+    )

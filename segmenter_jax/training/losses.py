@@ -1,0 +1,228 @@
+"""Cross entropy between patch logits and pixel labels.
+
+A pixel's logits are a bilinear mix of the logits of four patches. The fused form never writes the
+upsampled logits down: it walks over blocks of pixel rows, and since the gradient of a cross entropy
+needs nothing that its value does not, each block's gradient is taken on the spot and folded back to
+patches. Memory is one block plus one gradient of the size of the patch logits.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from segmenter_jax.models.resampling import resize_matrix
+
+Implementation = Literal["fused", "plain"]
+
+# Bytes of one block of pixel logits, by platform. Two CPU cores: best of 1 to 16 rows at Ti/16@512,
+# 150 classes, batch 2 and 8. Elsewhere: what fits in the second-level cache of a large GPU.
+_BLOCK_BYTES = {"cpu": 5 << 20}
+_DEFAULT_BLOCK_BYTES = 32 << 20
+
+_matmul = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def segmentation_loss(
+    logits: jax.Array,
+    label: jax.Array,
+    *,
+    patch_size: int,
+    ignore_label: int,
+    class_weights: jax.Array | None = None,
+    implementation: Implementation = "fused",
+    num_shards: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of the cross entropy over labelled pixels, and what to divide it by.
+
+    The quotient is the mean over valid pixels; summing both over any split of the batch first gives
+    the mean of the whole. The logits of the padded grid are upsampled and then cropped, as
+    `models.upsample` does. No forward-mode derivative; none with respect to `class_weights`.
+
+    Args:
+      logits: float (B, h, w, K), one per patch; computed with in float32.
+      label: integers (B, H, W) with ceil(H / P) == h and ceil(W / P) == w. Each is a class below K
+        or `ignore_label`: the data layer guarantees it, since a compiled program cannot raise.
+      patch_size: side of a patch P, in pixels.
+      ignore_label: value of pixels that count for nothing.
+      class_weights: (K,), a pixel's weight by its class; None means 1.
+      implementation: "fused", or "plain", which materialises (B, H, W, K) and is the reference.
+      num_shards: devices the batch is split over. Sizes blocks, changes no result.
+
+    Returns:
+      loss_sum: float32 scalar, nats times weight.
+      weight: float32 scalar, number of valid pixels, or the sum of their class weights.
+
+    Raises:
+      ValueError: label and logits do not belong together, or the implementation is unknown.
+    """
+    grid = tuple(-(-size // patch_size) for size in label.shape[1:])
+    if label.ndim != 3 or (label.shape[0], *grid) != logits.shape[:3]:
+        raise ValueError(
+            f"label {label.shape} at {patch_size=} does not belong to logits {logits.shape}"
+        )
+    if implementation not in Implementation.__args__:
+        raise ValueError(f"{implementation=} is unknown; choose from {Implementation.__args__}")
+    num_classes = logits.shape[-1]
+    if class_weights is not None and class_weights.shape != (num_classes,):
+        raise ValueError(f"class_weights must be ({num_classes},), got {class_weights.shape}")
+
+    valid = label != ignore_label
+    if class_weights is None:
+        pixel_weight = None
+        total = valid.sum().astype(jnp.float32)
+    else:
+        table = jax.lax.stop_gradient(jnp.asarray(class_weights, jnp.float32))
+        pixel_weight = jnp.where(valid, table[jnp.where(valid, label, 0)], 0)
+        total = pixel_weight.sum()
+    logits = logits.astype(jnp.float32)
+    if implementation == "plain":
+        return _plain_loss(logits, label, pixel_weight, patch_size, ignore_label), total
+    blocks = _blocks(logits.shape, label.shape[1:], patch_size, num_shards)
+    return _fused_loss(logits, label, pixel_weight, ignore_label, blocks), total
+
+
+def _plain_loss(
+    logits: jax.Array,
+    label: jax.Array,
+    pixel_weight: jax.Array | None,
+    patch_size: int,
+    ignore_label: int,
+) -> jax.Array:
+    rows, columns = (
+        jnp.asarray(resize_matrix(n, n * patch_size)[:size], jnp.float32)
+        for n, size in zip(logits.shape[1:3], label.shape[1:], strict=True)
+    )
+    logits = _matmul("xw,bywk->byxk", columns, _matmul("yh,bhwk->bywk", rows, logits))
+    # A comparison instead of a look-up: the gradient of a look-up is a scatter over all pixels.
+    is_label = label[..., None].astype(jnp.int32) == jnp.arange(logits.shape[-1])
+    picked = jnp.where(is_label, logits, 0).sum(-1)
+    weight = (label != ignore_label) if pixel_weight is None else pixel_weight
+    return (weight * (jax.nn.logsumexp(logits, axis=-1) - picked)).sum()
+
+
+class _Blocks(NamedTuple):
+    """How pixel rows are cut: every block lies between the centres of two rows of patches."""
+
+    patch_size: int
+    rows: int  # pixel rows of a block; divides patch_size
+    first: int  # index of the first block, from half a patch above the image
+    count: int
+    pad_top: int  # rows added so that the first block is whole
+    pad_bottom: int
+
+
+def _blocks(
+    logits_shape: tuple[int, ...], size: tuple[int, int], patch_size: int, num_shards: int
+) -> _Blocks:
+    row_bytes = 4 * max(logits_shape[0] // num_shards, 1) * size[1] * logits_shape[-1]
+    wanted = _BLOCK_BYTES.get(jax.default_backend(), _DEFAULT_BLOCK_BYTES) // row_bytes
+    rows = max(r for r in range(1, patch_size + 1) if patch_size % r == 0 and r <= max(wanted, 1))
+    first, pad_top = divmod(patch_size // 2, rows)
+    count = -(-(pad_top + size[0]) // rows)
+    return _Blocks(patch_size, rows, first, count, pad_top, count * rows - pad_top - size[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _fused_loss(
+    logits: jax.Array,
+    label: jax.Array,
+    pixel_weight: jax.Array | None,
+    ignore_label: int,
+    blocks: _Blocks,
+) -> jax.Array:
+    return _scan_blocks(logits, label, pixel_weight, ignore_label, blocks, with_gradient=False)[0]
+
+
+def _fused_forward(
+    logits: jax.Array,
+    label: jax.Array,
+    pixel_weight: jax.Array | None,
+    ignore_label: int,
+    blocks: _Blocks,
+) -> tuple[jax.Array, jax.Array]:
+    return _scan_blocks(logits, label, pixel_weight, ignore_label, blocks, with_gradient=True)
+
+
+def _fused_backward(
+    ignore_label: int, blocks: _Blocks, gradient: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None, None]:
+    del ignore_label, blocks
+    return cotangent * gradient, None, None
+
+
+_fused_loss.defvjp(_fused_forward, _fused_backward)
+
+
+def _split_rows(x: jax.Array, blocks: _Blocks, fill: int) -> jax.Array:
+    """(B, H, W) -> (count, B, rows, W)."""
+    pad = ((0, 0), (blocks.pad_top, blocks.pad_bottom), (0, 0))
+    x = jnp.pad(x, pad, constant_values=fill)
+    return jnp.moveaxis(x.reshape(x.shape[0], blocks.count, blocks.rows, x.shape[2]), 1, 0)
+
+
+def _scan_blocks(
+    logits: jax.Array,
+    label: jax.Array,
+    pixel_weight: jax.Array | None,
+    ignore_label: int,
+    blocks: _Blocks,
+    with_gradient: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Loss of all blocks, and its gradient with respect to `logits`."""
+    columns = logits.shape[2]
+    to_pixels = jnp.asarray(
+        resize_matrix(columns, columns * blocks.patch_size)[: label.shape[2]], jnp.float32
+    )
+    # Pixels, not classes, are the fastest axis, so that sums over classes work on whole vectors.
+    padded = jnp.pad(logits.swapaxes(2, 3), ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
+    # Half a patch above the image is where row interval 0, between patch rows -1 and 0, begins.
+    centre = 0.5 if blocks.patch_size % 2 == 0 else 1.0
+
+    def block_loss(carry, xs):
+        loss, gradient = carry
+        index, label, pixel_weight = xs
+        row, offset = jnp.divmod(index * blocks.rows, blocks.patch_size)
+        t = (offset + jnp.arange(blocks.rows) + centre) / blocks.patch_size
+        t = t[:, None, None].astype(jnp.float32)
+        above, below = jnp.split(jax.lax.dynamic_slice_in_dim(padded, row, 2, axis=1), 2, axis=1)
+        pixels = _matmul("bykw,xw->bykx", above + t * (below - above), to_pixels)
+
+        valid = label != ignore_label
+        weight = (valid if pixel_weight is None else pixel_weight)[:, :, None].astype(jnp.float32)
+        classes = jnp.arange(logits.shape[-1])[:, None]
+        is_label = jnp.where(valid, label.astype(jnp.int32), -1)[:, :, None] == classes
+        peak = pixels.max(axis=2, keepdims=True)
+        exponential = jnp.exp(pixels - peak)
+        normaliser = exponential.sum(axis=2, keepdims=True)
+        # A look-up, unlike in the plain form: nothing differentiates through this one.
+        index = jnp.where(valid, label, 0).astype(jnp.int32)[:, :, None]
+        picked = jnp.take_along_axis(pixels, index, axis=2)
+        # Per image: a sum over the batch here would be one collective per block on several devices.
+        loss += (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(1, 2, 3))
+        if not with_gradient:
+            return (loss, None), None
+
+        pixels = exponential * (weight / normaliser) - jnp.where(is_label, weight, 0)
+        partial = _matmul("bykx,xw->bykw", pixels, to_pixels)
+        to_below = (t * partial).sum(axis=1, keepdims=True)
+        update = jnp.concatenate([partial.sum(axis=1, keepdims=True) - to_below, to_below], axis=1)
+        update += jax.lax.dynamic_slice_in_dim(gradient, row, 2, axis=1)
+        return (loss, jax.lax.dynamic_update_slice_in_dim(gradient, update, row, axis=1)), None
+
+    xs = (
+        blocks.first + jnp.arange(blocks.count),
+        _split_rows(label, blocks, ignore_label),
+        None if pixel_weight is None else _split_rows(pixel_weight, blocks, 0),
+    )
+    start = (jnp.zeros_like(padded[:, 0, 0, 0]), jnp.zeros_like(padded) if with_gradient else None)
+    (loss, gradient), _ = jax.lax.scan(block_loss, start, xs)
+    if not with_gradient:
+        return loss.sum(), None
+    return loss.sum(), _fold_edges(gradient).swapaxes(2, 3)
+
+
+def _fold_edges(gradient: jax.Array) -> jax.Array:
+    """Gradient of padding rows (axis 1) with copies of the border rows."""
+    return gradient[:, 1:-1].at[:, 0].add(gradient[:, 0]).at[:, -1].add(gradient[:, -1])

@@ -1,0 +1,58 @@
+"""SIGTERM and Ctrl-C as a request to save and leave, which all processes follow at one step."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import jax
+
+from segmenter_jax.runtime import processes
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into a flag, so that a run can save and leave.
+
+    Attributes:
+      received: name of the signal that this process got, if any.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+        self._vote = processes.Vote() if jax.process_count() > 1 else None
+
+    def __enter__(self) -> "StopRequest":
+        # Python delivers signals to the main thread only; elsewhere there is nothing to catch.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    @property
+    def reason(self) -> str:
+        """Why a run stops, for its log."""
+        return self.received or "signal to another process"
+
+    def agreed(self) -> bool:
+        """Whether to stop here; all processes call it once a step, and get the same answer."""
+        mine = self.received is not None
+        return mine if self._vote is None else self._vote(mine)
+
+    def agreed_now(self) -> bool:
+        """As `agreed`, but waits for the other processes."""
+        return bool(processes.highest(self.received is not None))
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        # A second signal acts at once.
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,143 @@
+"""Evaluation while training: numbers, pictures, and the models worth keeping."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from etils import epath
+
+from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, load_description, save_model
+from segmenter_jax.data.pipeline import eval_examples
+from segmenter_jax.data.transforms import EvalTransform
+from segmenter_jax.evaluation.metrics import SegmentationReport
+from segmenter_jax.evaluation.scoring import evaluate_split
+from segmenter_jax.inference.predictor import model_settings
+from segmenter_jax.inference.sliding_window import SlidingWindow
+from segmenter_jax.pictures import overlay
+from segmenter_jax.runtime.console import logger
+from segmenter_jax.training import sharding
+from segmenter_jax.training.experiment import Experiment
+from segmenter_jax.training.run_log import RunLog
+from segmenter_jax.training.stop_request import StopRequest
+
+BEST, LATEST = WORKDIR_MODELS
+
+# Logged by every evaluation that was finished.
+SCORE = "eval/mean_iou"
+
+
+class Validation:
+    """Evaluates parameters on the evaluation split and keeps the latest and the best model."""
+
+    def __init__(self, experiment: Experiment, workdir: epath.Path, log: RunLog):
+        """Prepares the engine; it compiles once, at the first evaluation.
+
+        Args:
+          experiment: the run.
+          workdir: receives `model/`, `predictions/` and `report.json`.
+          log: receives scalars and pictures.
+        """
+        self._experiment, self._workdir, self._log = experiment, workdir, log
+        d = experiment.description
+        settings = model_settings(d, batch_size=experiment.config.eval.batch_size)
+        # Hosts see different numbers of windows, so each works on its own devices.
+        devices = [
+            x for x in experiment.mesh.devices.flat if x.process_index == jax.process_index()
+        ]
+        self._engine = SlidingWindow(
+            experiment.model, settings, mean=d.mean, std=d.std, devices=devices
+        )
+        self._best = _saved_score(workdir / BEST)
+
+    def run(self, params: Any, step: int, stop: StopRequest) -> dict[str, float] | None:
+        """Evaluates, saves the model, and logs.
+
+        Args:
+          params: parameters on the training mesh.
+          step: number of updates done.
+          stop: ends the evaluation early, and then nothing is saved or logged.
+
+        Returns:
+          The totals; None after a stop.
+        """
+        local = sharding.local_copy(params, self._experiment.mesh)
+        report = self._evaluate(local, step, stop)
+        if stop.agreed_now():
+            return None
+        totals = report.totals()
+        logger.info("step %d  %s", step, report.summary())
+        self._save(params, report, step)
+        # Last: a logged evaluation is one that need not be done again.
+        self._log.scalars(step, {f"eval/{name}": value for name, value in totals.items()})
+        return totals
+
+    def _evaluate(self, params: Any, step: int, stop: StopRequest) -> SegmentationReport:
+        experiment = self._experiment
+        spec = experiment.dataset.spec
+        source = experiment.dataset.source(experiment.config.dataset.eval_split)
+        examples = eval_examples(
+            source,
+            EvalTransform(spec),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=experiment.config.loader.num_threads,
+        )
+        with contextlib.closing(examples):
+            on_result = self._picture_writer(step)
+            wanted = itertools.takewhile(lambda _: stop.received is None, examples)
+            return evaluate_split(self._engine, params, wanted, spec, on_result)
+
+    def _picture_writer(self, step: int) -> Callable[[Mapping[str, Any], np.ndarray], None]:
+        """Writes the first examples, as image, label and prediction side by side."""
+        spec = self._experiment.dataset.spec
+        remaining = self._experiment.config.eval.num_pictures if jax.process_index() == 0 else 0
+        folder = self._workdir / "predictions"
+
+        def write(example: Mapping[str, Any], ids: np.ndarray) -> None:
+            nonlocal remaining
+            if not remaining:
+                return
+            remaining -= 1
+            image = example["image"]
+            views = [np.full_like(ids, 255), example["label"], ids]
+            picture = np.concatenate([overlay(image, view, spec.colors) for view in views], axis=1)
+            name = example["name"].replace("/", "_")
+            self._log.picture(step, f"predictions/{name}", picture)
+            folder.mkdir(parents=True, exist_ok=True)
+            _, data = cv2.imencode(".png", picture[..., ::-1])
+            (folder / f"{name}.png").write_bytes(data.tobytes())
+
+        return write
+
+    def _save(self, params: Any, report: SegmentationReport, step: int) -> None:
+        # A split without a labelled pixel has no score.
+        score = None if math.isnan(report.mean_iou) else report.mean_iou
+        d = self._experiment.description
+        provenance = d.provenance | {
+            "step": step,
+            "mean_iou": score,
+            "protocol": report.protocol,
+        }
+        # How this machine computed is no property of the weights.
+        model = dataclasses.replace(d.model, attention="auto", remat=False, scan_layers=False)
+        description = dataclasses.replace(d, model=model, provenance=provenance)
+        save_model(self._workdir / LATEST, description, params)
+        if score is not None and score > self._best:
+            self._best = score
+            save_model(self._workdir / BEST, description, params)
+        if jax.process_index() == 0:
+            (self._workdir / "report.json").write_text(report.to_json())
+
+
+def _saved_score(path: epath.Path) -> float:
+    """Score of the best model that an interrupted run left; below every score if there is none."""
+    try:
+        return float(load_description(path).provenance["mean_iou"])
+    except ValueError:
+        return -1.0

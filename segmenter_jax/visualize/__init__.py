@@ -1,5 +1,0 @@
-"""Pictures of data, predictions, attention and training."""
-
-from segmenter_jax.visualize.overlays import colorize, legend, overlay, palette_image
-
-__all__ = ["colorize", "legend", "overlay", "palette_image"]

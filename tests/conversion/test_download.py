@@ -1,0 +1,177 @@
+"""The download cache, against a local server that misbehaves on demand."""
+
+import hashlib
+import http.server
+import threading
+
+import numpy as np
+import pytest
+
+from segmenter_jax.conversion import download
+from segmenter_jax.conversion.download import DownloadError, resolve_source
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append(self.headers.get("Range"))
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        start = 0
+        asked = self.headers.get("Range")
+        if asked and self.headers.get("If-Range") == server.etag:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start and start >= len(CONTENT):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("ETag", server.etag)
+        self.send_header("Content-Length", str(len(CONTENT) - start + server.extra_length))
+        self.end_headers()
+        stop = server.stops.pop(0) if server.stops else len(CONTENT)
+        self.wfile.write(CONTENT[start:stop])
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.requests, server.stops, server.status = [], [], 200
+        server.etag, server.extra_length = '"one"', 0
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGMENTER_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def url(server):
+    return f"http://127.0.0.1:{server.server_port}/augreg/w.npz"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_published_names_download_once(server, url, monkeypatch):
+    monkeypatch.setitem(download.PUBLISHED, "augreg/Ti_16", url)
+    path = resolve_source("augreg/Ti_16")
+    assert path.read_bytes() == CONTENT
+    assert resolve_source("augreg/Ti_16") == path
+    assert len(server.requests) == 1
+    record = path.with_name("w.npz.sha256").read_text().strip()
+    assert record == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_a_file_in_the_cache_needs_no_network(server, url):
+    path = download.cached(url)
+    server.shutdown()
+    server.server_close()
+    assert download.cached(url) == path
+
+
+def test_a_changed_file_in_the_cache_is_noticed(url):
+    path = download.cached(url)
+    path.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(DownloadError, match="has changed since it was put into the cache"):
+        download.cached(url)
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(server, url, tmp_path):
+    server.stops = [1_500_000, 2_000_000]
+    download.download(url, tmp_path / "w.npz")
+    assert (tmp_path / "w.npz").read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=1500000-", "bytes=2000000-"]
+    assert names(tmp_path) == ["w.npz"]
+
+
+def test_a_later_call_goes_on_too(server, url, tmp_path):
+    server.stops = [1_500_000]
+    with pytest.raises(DownloadError, match="ended after 1500000 of 3000000 bytes"):
+        download.download(url, tmp_path / "w.npz", attempts=1)
+    assert not (tmp_path / "w.npz").exists()
+    download.download(url, tmp_path / "w.npz")
+    assert (tmp_path / "w.npz").read_bytes() == CONTENT
+    assert server.requests[1] == "bytes=1500000-"
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, url, tmp_path):
+    server.stops = [1_500_000]
+    with pytest.raises(DownloadError):
+        download.download(url, tmp_path / "w.npz", attempts=1)
+    (tmp_path / "w.npz.part").write_bytes(b"old" * 500_000)
+    server.etag = '"two"'
+    download.download(url, tmp_path / "w.npz")
+    assert (tmp_path / "w.npz").read_bytes() == CONTENT
+
+
+def test_all_there_but_not_renamed(server, url, tmp_path):
+    (tmp_path / "w.npz.part").write_bytes(CONTENT)
+    (tmp_path / "w.npz.part.version").write_text(server.etag)
+    download.download(url, tmp_path / "w.npz")
+    assert (tmp_path / "w.npz").read_bytes() == CONTENT
+
+
+def test_a_server_that_promises_too_much(server, url, tmp_path):
+    server.extra_length = 1000
+    with pytest.raises(DownloadError, match="cannot download"):
+        download.download(url, tmp_path / "w.npz")
+    assert not (tmp_path / "w.npz").exists()
+
+
+def test_a_missing_file_is_told_with_what_to_do(server, url, cache):
+    server.status = 404
+    with pytest.raises(DownloadError, match=r"answers 404 Not Found; or fetch http.* put it at /"):
+        download.cached(url)
+    assert len(server.requests) == 1
+    assert not list(cache.rglob("*.npz"))
+
+
+def test_a_failing_server_is_asked_again(server, url, tmp_path):
+    server.status = 503
+    with pytest.raises(DownloadError, match="answers 503"):
+        download.download(url, tmp_path / "w.npz", attempts=3)
+    assert len(server.requests) == 3
+
+
+def test_without_a_network_the_error_says_where_to_put_the_file(server, url, cache):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(DownloadError, match=r"or fetch http://127.0.0.1.* and put it at ") as error:
+        download.cached(url)
+    path = str(error.value).rpartition("put it at ")[2]
+    with open(path, "wb") as file:
+        file.write(CONTENT)
+    assert download.cached(url).read_bytes() == CONTENT
+
+
+def test_published_names_are_the_augreg_files():
+    assert sorted(download.PUBLISHED) == [
+        f"augreg/{n}" for n in ("B_16", "B_8", "L_16", "S_16", "Ti_16")
+    ]
+    for name, address in download.PUBLISHED.items():
+        assert address.startswith(f"https://storage.googleapis.com/vit_models/{name}-i21k-300ep-")
+        assert address.endswith(("res_384.npz", "res_224.npz"))
+
+
+def test_bucket_paths_are_fetched_over_https(url, monkeypatch):
+    monkeypatch.setattr(download, "_BUCKET_URL", url.removesuffix("augreg/w.npz"))
+    assert resolve_source("gs://vit_models/augreg/w.npz").read_bytes() == CONTENT
+
+
+def test_plain_http_is_no_source(url):
+    with pytest.raises(ValueError, match="cannot be read"):
+        resolve_source(url)

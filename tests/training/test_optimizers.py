@@ -1,0 +1,123 @@
+"""Schedules and optimizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segmenter_jax.training import optimizers
+
+
+def test_polynomial_schedule_equals_the_reference_at_every_step(golden_dir):
+    golden = np.load(golden_dir / "poly_schedule.npz")
+    schedule = optimizers.polynomial_schedule(
+        float(golden["base_lr"]),
+        float(golden["min_lr"]),
+        int(golden["total_steps"]),
+        float(golden["power"]),
+    )
+    ours = np.array([schedule(i) for i in range(len(golden["lr"]))])
+    np.testing.assert_allclose(ours, golden["lr"], rtol=0, atol=1e-7)
+    # Near the end 1 - step / total loses digits in float32.
+    np.testing.assert_allclose(ours, golden["lr"], rtol=5e-6)
+
+
+def test_cosine_schedule_warms_up_peaks_and_ends_at_the_minimum():
+    schedule = optimizers.warmup_cosine_schedule(1.0, 0.1, total_steps=110, warmup_steps=10)
+    np.testing.assert_allclose(
+        [schedule(i) for i in (0, 5, 10, 60, 110, 200)], [0, 0.5, 1, 0.55, 0.1, 0.1], atol=1e-6
+    )
+
+
+def test_sgd_is_momentum_without_nesterov():
+    optimizer = optimizers.make_optimizer("sgd", momentum=0.9, weight_decay=0.0, clip_norm=None)
+    params = {"w": jnp.array([1.0])}
+    state = optimizer.init(params)
+    for expected in (2.0, 3.8):  # 2, then 0.9 * 2 + 2.
+        direction, state = optimizer.update({"w": jnp.array([2.0])}, state, params)
+        np.testing.assert_allclose(direction["w"], [expected], atol=1e-6)
+
+
+def test_adamw_decays_kernels_only():
+    optimizer = optimizers.make_optimizer("adamw", momentum=0.9, weight_decay=0.5, clip_norm=None)
+    params = {"head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "cls": jnp.ones((1, 1, 2))}
+    zero = {
+        "head": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)},
+        "cls": jnp.zeros((1, 1, 2)),
+    }
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["head"]["kernel"], np.full((2, 2), 0.5), rtol=1e-6)
+    assert not np.any(updates["head"]["bias"]) and not np.any(updates["cls"])
+
+
+def test_clipping_bounds_the_global_norm():
+    optimizer = optimizers.make_optimizer("sgd", momentum=0.0, weight_decay=0.0, clip_norm=1.0)
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [0.6, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"name": "linear"},
+            r"schedule 'linear' is unknown; choose from \('polynomial', 'cosine'\)",
+        ),
+        ({"warmup_steps": 5}, "has no warm-up"),
+        ({"name": "cosine", "warmup_steps": 100}, "warmup_steps=100 must be"),
+        ({"total_steps": 0}, "total_steps must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0, got -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be at least 0, got nan"),
+        ({"min_learning_rate": 2.0}, "min_learning_rate must be in 0..learning_rate=1.0, got 2.0"),
+        ({"power": 0.0}, "power must be positive, got 0.0"),
+    ],
+)
+def test_wrong_schedules_are_refused(change, message):
+    settings = {
+        "name": "polynomial",
+        "learning_rate": 1.0,
+        "min_learning_rate": 0.0,
+        "total_steps": 100,
+        "power": 0.9,
+        "warmup_steps": 0,
+    }
+    with pytest.raises(ValueError, match=message):
+        optimizers.make_schedule(**(settings | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "lion"}, r"'lion' is unknown; choose from \('sgd', 'adamw'\)"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+        ({"weight_decay": -1e-4}, "weight_decay must be at least 0, got -0.0001"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive, or None for no clipping, got 0.0"),
+        ({"clip_norm": float("inf")}, "clip_norm must be positive.*got inf"),
+        ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
+        ({"layer_decay": 1.1}, r"layer_decay must be in \(0, 1\], got 1.1"),
+    ],
+)
+def test_wrong_optimizers_are_refused(change, message):
+    settings = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip_norm": None}
+    with pytest.raises(ValueError, match=message):
+        optimizers.make_optimizer(**(settings | change))
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_optional_parts_leave_the_structure_of_the_state(name):
+    params = {
+        "encoder": {"cls": jnp.ones(1), "encoderblock_0": {"kernel": jnp.ones((2, 2))}},
+        "decoder": {"head": {"kernel": jnp.ones((2, 2))}},
+    }
+    settings = {"momentum": 0.9, "weight_decay": 0.0, "clip_norm": None, "layer_decay": 1.0}
+    plain = optimizers.make_optimizer(name, **settings).init(params)
+    changes = {"weight_decay": 0.1, "clip_norm": 1.0, "layer_decay": 0.5}
+    every = optimizers.make_optimizer(name, **(settings | changes)).init(params)
+    paths = [
+        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(s)[0]]
+        for s in (plain, every)
+    ]
+    assert paths[0] == paths[1] and paths[0]

@@ -1,0 +1,321 @@
+"""The training step against the reference, across devices, and against its own plain forms."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.training import optimizers, sharding
+from segmenter_jax.training.state import (
+    StepOptions,
+    TrainState,
+    abstract_train_state,
+    create_train_state,
+)
+from segmenter_jax.training.step import make_train_step
+from tests.golden_params import golden_config, golden_params
+
+# With these the step's normalisation is the identity.
+IDENTITY = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+
+TINY = SegmenterConfig(
+    num_classes=5,
+    image_size=(32, 32),
+    width=64,
+    depth=1,
+    num_heads=2,
+    patch_size=8,
+    decoder_depth=1,
+    drop_path_rate=0.0,
+    decoder_dropout_rate=0.0,
+)
+
+
+OPTIONS = StepOptions(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@functools.cache
+def sgd(**settings):
+    defaults = {"momentum": 0.9, "weight_decay": 0.0, "clip_norm": None}
+    return optimizers.make_optimizer("sgd", **(defaults | settings))
+
+
+@functools.cache
+def step_of(optimizer, options, mesh, config=TINY):
+    """A step with learning rate 0.1; equal steps are compiled once."""
+    return make_train_step(Segmenter(config), optimizer, lambda _: 0.1, options, mesh, seed=3)
+
+
+def make_batch(rows=8, size=32, num_classes=5, seed=0, ignored=False):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, num_classes, (rows, size, size)).astype(np.uint8)
+    label[rng.random(label.shape) < 0.3] = 255
+    label[slice(None) if ignored else 0] = 255  # Valid pixels are spread unevenly over the batch.
+    valid_size = np.stack([rng.integers(8, size + 1, rows), rng.integers(8, size + 1, rows)], 1)
+    return {
+        "image": rng.integers(0, 256, (rows, size, size, 3)).astype(np.uint8),
+        "label": label,
+        "valid_size": valid_size.astype(np.int32),
+    }
+
+
+@functools.cache
+def run_steps(mesh, steps=2, options=OPTIONS, config=TINY, ignored=False):
+    state = create_train_state(Segmenter(config), sgd(), options, mesh, seed=3)
+    step = step_of(sgd(), options, mesh, config)
+    losses, norms = [], []
+    for i in range(steps):
+        state, metrics = step(state, sharding.put_batch(make_batch(seed=i, ignored=ignored), mesh))
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
+    return jax.device_get(state), losses, norms
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("loss_implementation", ["fused", "plain"])
+def test_four_steps_equal_the_reference(golden_dir, loss_implementation):
+    golden = np.load(golden_dir / "train_steps.npz")
+    mesh = sharding.make_mesh(num_devices=1)
+    model = Segmenter(golden_config("segm_mask"))
+    schedule = optimizers.polynomial_schedule(0.1, 1e-5, total_steps=10)
+    optimizer = sgd()
+    options = StepOptions(**IDENTITY, photometric=False, loss_implementation=loss_implementation)
+    params = jax.tree.map(jnp.asarray, golden_params("segm_mask"))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    step = make_train_step(model, optimizer, schedule, options, mesh, seed=0)
+    for i in range(4):
+        batch = {
+            "image": golden[f"step{i}/image_nhwc"],
+            "label": golden[f"step{i}/label"],
+            "valid_size": np.full((2, 2), 64, np.int32),
+        }
+        state, metrics = step(state, batch)
+        for ours, theirs in (("learning_rate", "lr"), ("loss", "loss"), ("grad_norm", "grad_norm")):
+            np.testing.assert_allclose(metrics[ours], golden[f"step{i}/{theirs}"], rtol=1e-5)
+    params = state.params
+    decoder, encoder = params["decoder"], params["encoder"]
+    attention = encoder["encoderblock_0"]["attention"]
+    qkv = np.concatenate(
+        [attention[n]["kernel"].reshape(64, 64).T for n in ("query", "key", "value")]
+    )
+    for name, ours in (
+        ("decoder.cls_emb", decoder["class_embedding"]),
+        ("decoder.proj_patch", decoder["proj_patch"]),
+        ("decoder.mask_norm.weight", decoder["mask_norm"]["scale"]),
+        ("encoder.patch_embed.proj.weight", encoder["embedding"]["kernel"].transpose(3, 2, 0, 1)),
+        ("encoder.blocks.0.attn.qkv.weight", qkv),
+    ):
+        np.testing.assert_allclose(ours, golden[f"final/{name}"], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_one_and_eight_devices_give_the_same_update(fsdp):
+    one = run_steps(sharding.make_mesh(num_devices=1))
+    eight = run_steps(sharding.make_mesh(fsdp=fsdp))
+    np.testing.assert_allclose(one[1], eight[1], rtol=1e-5)
+    np.testing.assert_allclose(one[2], eight[2], rtol=1e-5)
+    assert_trees_close(one[0].params, eight[0].params, atol=1e-5)
+
+
+def test_random_regularisation_is_the_same_on_any_number_of_devices():
+    config = SegmenterConfig(
+        **(vars(TINY) | {"drop_path_rate": 0.5, "decoder_dropout_rate": 0.3, "dropout_rate": 0.1})
+    )
+    one = run_steps(sharding.make_mesh(num_devices=1), config=config)
+    eight = run_steps(sharding.make_mesh(), config=config)
+    np.testing.assert_allclose(one[1], eight[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(parts):
+    whole = run_steps(sharding.make_mesh(num_devices=2))
+    options = dataclasses.replace(OPTIONS, grad_accum_steps=parts)
+    cut = run_steps(sharding.make_mesh(num_devices=2), options=options)
+    np.testing.assert_allclose(whole[1], cut[1], rtol=1e-5)
+    assert_trees_close(whole[0].params, cut[0].params, atol=1e-5)
+
+
+def test_batch_without_a_valid_pixel_changes_nothing():
+    mesh = sharding.make_mesh()
+    before = jax.device_get(
+        create_train_state(Segmenter(TINY), sgd(), OPTIONS, mesh, seed=3).params
+    )
+    state, losses, norms = run_steps(mesh, steps=1, ignored=True)
+    assert losses == [0.0] and norms == [0.0]
+    assert_trees_close(before, state.params, atol=0)
+
+
+def test_steps_do_not_compile_again():
+    mesh = sharding.make_mesh()
+    model, optimizer = Segmenter(TINY), sgd()
+    step = make_train_step(model, optimizer, lambda _: 0.1, OPTIONS, mesh, seed=0)
+    state = create_train_state(model, optimizer, OPTIONS, mesh, seed=0)
+    for i in range(3):
+        state, _ = step(state, sharding.put_batch(make_batch(seed=i), mesh))
+    assert step._cache_size() == 1
+
+
+def test_fsdp_cuts_parameters_and_moments_alike():
+    mesh = sharding.make_mesh(fsdp=8)
+    optimizer = optax.adamw(1e-3)
+    target = abstract_train_state(Segmenter(TINY), optimizer, OPTIONS, mesh)
+    kernel = ("encoder", "encoderblock_0", "mlp", "Dense_0", "kernel")
+
+    def spec(tree):
+        for name in kernel:
+            tree = tree[name]
+        return tree.sharding.spec
+
+    assert spec(target.params) == jax.P(None, "fsdp")
+    assert spec(target.opt_state[0].mu) == spec(target.params)
+    state = create_train_state(Segmenter(TINY), optimizer, OPTIONS, mesh, seed=0)
+    assert state.params["encoder"]["encoderblock_0"]["mlp"]["Dense_0"]["kernel"].addressable_shards[
+        0
+    ].data.shape == (64, 32)
+
+
+def test_bfloat16_keeps_parameters_and_loss_in_float32():
+    config = SegmenterConfig(**(vars(TINY) | {"dtype": "bfloat16"}))
+    state, losses, _ = run_steps(sharding.make_mesh(), config=config)
+    _, reference, _ = run_steps(sharding.make_mesh())
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(losses, reference, rtol=2e-2)
+
+
+@functools.cache
+def one_device():
+    return sharding.make_mesh(num_devices=1)
+
+
+def run_from(state, options, optimizer, batches, mesh, config=TINY):
+    """(state, metrics of every step) after steps on `batches`."""
+    step, rows = step_of(optimizer, options, mesh, config), []
+    for batch in batches:
+        state, metrics = step(state, sharding.put_batch(batch, mesh))
+        rows.append(jax.device_get(metrics))
+    return jax.device_get(state), rows
+
+
+def test_average_is_that_of_the_parameters_of_every_step():
+    options = dataclasses.replace(OPTIONS, ema_decay=0.75)
+    steps = [run_steps(one_device(), steps=n)[0].params for n in (1, 2)]
+    first = create_train_state(Segmenter(TINY), sgd(), options, one_device(), seed=3)
+    assert_trees_close(first.params, first.ema, atol=0)
+    state, *_ = run_steps(one_device(), options=options)
+    expected = jax.tree.map(
+        lambda a, b, c: 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c, jax.device_get(first.ema), *steps
+    )
+    assert_trees_close(state.ema, expected, atol=1e-6)
+    assert_trees_close(state.params, steps[-1], atol=1e-6)
+    assert state.eval_params is state.ema
+
+
+def test_average_and_accumulation_are_the_same_with_cut_parameters():
+    options = dataclasses.replace(OPTIONS, ema_decay=0.5, grad_accum_steps=2)
+    whole, *_ = run_steps(sharding.make_mesh(num_devices=4), options=options)
+    cut, *_ = run_steps(sharding.make_mesh(fsdp=4, num_devices=4), options=options)
+    assert_trees_close(whole.ema, cut.ema, atol=1e-5)
+    assert_trees_close(whole.params, cut.params, atol=1e-5)
+    target = abstract_train_state(
+        Segmenter(TINY), sgd(), options, sharding.make_mesh(fsdp=4, num_devices=4)
+    )
+    places = [[leaf.sharding for leaf in jax.tree.leaves(t)] for t in (target.params, target.ema)]
+    assert places[0] == places[1]
+
+
+def test_update_that_is_not_finite_changes_nothing_but_the_step():
+    options = dataclasses.replace(OPTIONS, ema_decay=0.9, skip_non_finite=True)
+    mesh = one_device()
+    state = create_train_state(Segmenter(TINY), sgd(), options, mesh, seed=3)
+    good = [make_batch(seed=i) for i in range(2)]
+    state, rows = run_from(state, options, sgd(), good[:1], mesh)
+    assert rows[0]["skipped"] == 0 and rows[0]["update_norm"] > 0
+
+    # Finite parameters whose activations overflow: the loss is not finite for any image.
+    broken = state.replace(
+        params=jax.tree.map(lambda x: x * np.float32(1e30), state.params),
+    )
+    after, rows = run_from(jax.tree.map(jnp.asarray, broken), options, sgd(), good[1:], mesh)
+    assert rows[0]["skipped"] == 1 and not np.isfinite(rows[0]["grad_norm"])
+    assert after.step == 2
+    for name in ("params", "opt_state", "ema"):
+        assert_trees_close(getattr(after, name), getattr(broken, name), rtol=0, atol=0)
+
+    # A finite step is not changed by the policy.
+    plain = dataclasses.replace(options, skip_non_finite=False)
+    ends = [
+        run_from(jax.tree.map(jnp.asarray, state), o, sgd(), good[1:], mesh)[0]
+        for o in (options, plain)
+    ]
+    assert_trees_close(*ends, rtol=1e-6, atol=1e-7)
+
+
+def test_frozen_encoder_stays_and_has_no_optimizer_state():
+    options = dataclasses.replace(OPTIONS, freeze_encoder=True)
+    mesh = one_device()
+    first = jax.device_get(create_train_state(Segmenter(TINY), sgd(), options, mesh, seed=3))
+    moments = [leaf.size for leaf in jax.tree.leaves(first.opt_state)]
+    assert sum(moments) == sum(leaf.size for leaf in jax.tree.leaves(first.params["decoder"]))
+    state, _, norms = run_steps(mesh, options=options)
+    assert_trees_close(state.params["encoder"], first.params["encoder"], atol=0)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, first.params)["decoder"]
+    assert min(jax.tree.leaves(moved)) > 0
+    # The decoder's first gradient is that of full training.
+    full = run_steps(mesh, steps=1)[0].params["decoder"]
+    assert_trees_close(
+        run_steps(mesh, steps=1, options=options)[0].params["decoder"], full, atol=1e-6
+    )
+    assert norms[0] < run_steps(mesh)[2][0]
+
+
+def test_layer_decay_scales_the_updates_of_each_layer():
+    mesh, batches = one_device(), [make_batch()]
+    first = create_train_state(Segmenter(TINY), sgd(), OPTIONS, mesh, seed=3)
+    start = jax.device_get(first)
+    full, scaled = (
+        run_from(jax.tree.map(jnp.asarray, start), OPTIONS, optimizer, batches, mesh)[0].params
+        for optimizer in (sgd(), sgd(layer_decay=0.5))
+    )
+    moved, slower = (jax.tree.map(jnp.subtract, x, start.params) for x in (full, scaled))
+    # One block: embeddings are layer 0 of 2, the block layer 1, all after it at the full rate.
+    for names, factor in (
+        (("encoder", "embedding"), 0.25),
+        (("encoder", "pos_embedding"), 0.25),
+        (("encoder", "cls"), 0.25),
+        (("encoder", "encoderblock_0"), 0.5),
+        (("encoder", "encoder_norm"), 1.0),
+        (("decoder",), 1.0),
+    ):
+        a, b = moved, slower
+        for name in names:
+            a, b = a[name], b[name]
+        assert_trees_close(jax.tree.map(lambda x, f=factor: f * x, a), b, rtol=1e-3, atol=1e-7)
+
+
+def test_class_weights_scale_pixels_and_what_they_are_divided_by():
+    config = dataclasses.replace(TINY, num_classes=3)
+    mesh = one_device()
+
+    def loss(label, weights):
+        options = dataclasses.replace(OPTIONS, class_weights=weights, photometric=False)
+        state = create_train_state(Segmenter(config), sgd(), options, mesh, seed=3)
+        batch = make_batch(rows=2, num_classes=3) | {"label": label}
+        return run_from(state, options, sgd(), [batch], mesh, config)[1][0]["loss"]
+
+    label = np.full((2, 32, 32), 255, np.uint8)
+    label[0], label[1] = 0, 1
+    only = [np.where(label == k, label, 255).astype(np.uint8) for k in (0, 1)]
+    expected = (0.01 * loss(only[0], None) + 0.03 * loss(only[1], None)) / 0.04
+    np.testing.assert_allclose(loss(label, (0.01, 0.03, 5.0)), expected, rtol=1e-5)
+    # Total weights below 1 are divided by as well.
+    few = np.full((2, 32, 32), 255, np.uint8)
+    few[0, 0, 0] = 1
+    np.testing.assert_allclose(loss(few, (0.01, 0.03, 5.0)), loss(few, None), rtol=1e-5)
