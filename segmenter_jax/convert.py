@@ -9,7 +9,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from segmenter_jax.checkpoints.atomic import absolute
 from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.conversion import export
 from segmenter_jax.conversion.arrays import CheckpointError
@@ -17,6 +16,7 @@ from segmenter_jax.conversion.convert import ConvertOptions, convert
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.resampling import Method
 from segmenter_jax.runtime.command import run_command
+from segmenter_jax.runtime.files import absolute
 
 _DESCRIPTION = """\
 Converts weights to a model directory, which every other command takes.

@@ -10,19 +10,7 @@ import os
 
 from etils import epath
 
-
-def absolute(path: os.PathLike | str) -> epath.Path:
-    """An absolute local path, or a remote one as it is; of a link, what it points to."""
-    path = epath.Path(path)
-    if not is_local(path):
-        return path
-    local = os.path.abspath(path.expanduser())
-    return epath.Path(os.path.realpath(local) if os.path.islink(local) else local)
-
-
-def is_local(path: os.PathLike | str) -> bool:
-    """Whether a path is one of the local file system, where renames are atomic."""
-    return "://" not in os.fspath(path)
+from segmenter_jax.runtime.files import is_local, sync
 
 
 def staging(path: epath.Path) -> epath.Path:
@@ -63,10 +51,10 @@ def publish(path: epath.Path, marker: str, text: str) -> None:
     _sync_tree(built)
     part = built / f".{marker}.part"
     part.write_text(text)
-    _sync(part)
+    sync(part)
     part.rename(built / marker)
-    _sync(built)
-    _sync(path.parent)
+    sync(built)
+    sync(path.parent)
     _move(path, marker)
 
 
@@ -80,7 +68,7 @@ def _move(path: epath.Path, marker: str) -> None:
     _remove(path, marker)
     if is_local(path):
         staging(path).rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     else:
         _copy(staging(path), path, last=marker)
         _remove(staging(path), marker)
@@ -113,16 +101,5 @@ def _sync_tree(folder: epath.Path) -> None:
     if is_local(folder):
         for parent, _, files in os.walk(folder):
             for name in files:
-                _sync(os.path.join(parent, name))
-            _sync(parent)
-
-
-def _sync(path: os.PathLike | str) -> None:
-    """Makes a local file, or a directory's list of names, survive a power failure."""
-    if not is_local(path):
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                sync(os.path.join(parent, name))
+            sync(parent)

@@ -7,11 +7,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from segmenter_jax.checkpoints.atomic import absolute
 from segmenter_jax.checkpoints.checksums import bit_sums
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line, root
+from segmenter_jax.runtime.files import absolute
 
 _STATE, _DATA = "state", "data"
 

@@ -15,11 +15,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from segmenter_jax.checkpoints.atomic import abandon, absolute, publish, recover, staging, whole
+from segmenter_jax.checkpoints.atomic import abandon, publish, recover, staging, whole
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params
 from segmenter_jax.runtime.errors import first_line
+from segmenter_jax.runtime.files import absolute
 
 __all__ = [
     "ModelDescription",

@@ -5,19 +5,13 @@ import os
 import numpy as np
 from etils import epath
 
-from segmenter_jax.checkpoints.atomic import (
-    abandon,
-    absolute,
-    is_local,
-    publish,
-    recover,
-    staging,
-)
+from segmenter_jax.checkpoints.atomic import abandon, publish, recover, staging
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.model_dir import flatten
 from segmenter_jax.conversion.arrays import CheckpointError
 from segmenter_jax.conversion.reference import VARIANT_FILE, make_variant, state_dict
 from segmenter_jax.models.params import Params
+from segmenter_jax.runtime.files import absolute, is_local
 
 _FILES = {"reference": "checkpoint.pth", "safetensors": "model.safetensors"}
 

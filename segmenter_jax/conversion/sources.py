@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from segmenter_jax.checkpoints.atomic import is_local
 from segmenter_jax.checkpoints.model_dir import (
     MODEL_FILE,
     PARAMS_FOLDER,
@@ -31,6 +30,7 @@ from segmenter_jax.conversion.timm import TIMM
 from segmenter_jax.models import VARIANTS, SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.segmenter import patch_grid
+from segmenter_jax.runtime.files import is_local
 
 # In the order of detection; the first three cannot be confused with each other.
 FORMATS: tuple[Format, ...] = (GOOGLE, REFERENCE, MMSEG, TIMM)

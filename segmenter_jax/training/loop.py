@@ -13,11 +13,11 @@ from etils import epath
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from segmenter_jax.checkpoints.atomic import absolute
 from segmenter_jax.checkpoints.manager import CheckpointError, Checkpoints
 from segmenter_jax.data.pipeline import Stream, train_batches
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.files import absolute
 from segmenter_jax.training import experiment as experiments
 from segmenter_jax.training import sharding
 from segmenter_jax.training.experiment import Experiment

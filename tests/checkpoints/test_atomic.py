@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from segmenter_jax.checkpoints import atomic
+from segmenter_jax.runtime import files
 
 MARKER = "done.json"
 OLD = {MARKER: "old", "weights": "1", "deep/er": "2"}
@@ -127,7 +128,7 @@ def test_a_file_in_the_place_is_left_alone(tmp_path):
 def test_behind_a_link_is_replaced_what_it_points_to(tmp_path):
     build(tmp_path / "real", OLD)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    replace(atomic.absolute(tmp_path / "link"))
+    replace(files.absolute(tmp_path / "link"))
     assert content(tmp_path / "real") == content(tmp_path / "link") == NEW
     assert (tmp_path / "link").is_symlink()
 

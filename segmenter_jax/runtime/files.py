@@ -1,0 +1,56 @@
+"""Local and remote paths, and files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+
+def absolute(path: os.PathLike | str) -> epath.Path:
+    """An absolute local path, or a remote one as it is; of a link, what it points to."""
+    path = epath.Path(path)
+    if not is_local(path):
+        return path
+    local = os.path.abspath(path.expanduser())
+    return epath.Path(os.path.realpath(local) if os.path.islink(local) else local)
+
+
+def is_local(path: os.PathLike | str) -> bool:
+    """Whether a path is one of the local file system, where renames are atomic."""
+    return "://" not in os.fspath(path)
+
+
+@contextlib.contextmanager
+def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
+    """Gives a place to write a file to, which moves to `path` at the end of the block.
+
+    After a failure in the block nothing of it is left, and an older file stays.
+
+    Args:
+      path: local or remote; its folder is made where it is missing.
+
+    Yields:
+      A path beside it with the same suffix.
+    """
+    path = absolute(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".incomplete.{path.name}"
+    try:
+        yield part
+        sync(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: os.PathLike | str) -> None:
+    """Makes a local file, or a directory's list of names, survive a power failure."""
+    if not is_local(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,27 @@
+import pytest
+
+from segmenter_jax.runtime.files import write_whole
+
+
+def test_file_appears_at_the_end_of_the_block(tmp_path):
+    path = tmp_path / "new" / "scores.json"
+    with write_whole(path) as part:
+        part.write_text("1")
+        assert not path.exists() and part.suffix == ".json"
+    assert path.read_text() == "1"
+    assert [p.name for p in path.parent.iterdir()] == ["scores.json"]
+
+
+def test_failure_leaves_the_older_file_and_nothing_else(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk"), write_whole(path) as part:
+        part.write_text("half")
+        raise OSError("disk is full")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), write_whole(tmp_path / "scores.json"):
+        pass
