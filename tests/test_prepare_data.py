@@ -98,7 +98,7 @@ def plant_faults(root) -> dict[str, str]:
         "annotations/train/07.png": "is a JPEG file, but a PNG image of class ids is expected; los",
         "annotations/train/08.jpg": "labels must be PNG files; lossy compression changes ids",
         "annotations/train/09.png": "values above 255 are instance ids",
-        "annotations/train/10.png": "truncated or corrupt PNG image (wrong checksum",
+        "annotations/train/10.png": "truncated or corrupt PNG image (broken PNG file",
         "annotations/train/11.png": "the labels look one-based",
         "annotations/train/12.png": "an editor has renumbered the palette",
         "images/train/13.png": "13.jpg has the same stem",

@@ -21,8 +21,6 @@ from absl import flags
 
 from segmenter_jax.runtime.host import keep_freed_memory, usable_cores
 
-Example = dict[str, Any]
-
 # Of a process, where none are asked for.
 _MOST_THREADS = 4
 
@@ -32,7 +30,7 @@ _NICENESS = 10
 _thread = threading.local()
 
 
-class Stream(Iterator[Example]):
+class Stream(Iterator[dict[str, Any]]):
     """An iterator whose background threads and processes end with `close` or the `with` block.
 
     Args:
@@ -42,7 +40,7 @@ class Stream(Iterator[Example]):
     def __init__(self, dataset: grain.IterDataset):
         self._iterator = iter(dataset)
 
-    def __next__(self) -> Example:
+    def __next__(self) -> dict[str, Any]:
         return next(self._iterator)
 
     def __enter__(self) -> "Stream":
@@ -154,7 +152,7 @@ def _in_workers(dataset: grain.IterDataset, num_workers: int, prefetch: int) -> 
 
 def eval_examples(
     source: Sequence[Any],
-    transform: Callable[[Any], Example],
+    transform: Callable[[Any], dict[str, Any]],
     *,
     process_index: int = 0,
     process_count: int = 1,

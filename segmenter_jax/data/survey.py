@@ -130,9 +130,7 @@ def survey(listing: Listing, spec: DatasetSpec, on_record: OnRecord | None = Non
 
 def records_of(dataset: Dataset) -> Listing:
     """The records of a built dataset, for `survey`."""
-    sources = {
-        split: dataset.source(split, needs_labels=False, encoded=True) for split in dataset.splits
-    }
+    sources = {split: dataset.source(split, needs_labels=False) for split in dataset.splits}
     return Listing(
         {
             split: [functools.partial(_stored_record, split, source, i) for i in range(len(source))]

@@ -162,7 +162,7 @@ def test_label_with_damaged_pixels_never_decodes_to_something_else(position, thr
     ids = np.random.default_rng(0).integers(0, 3, (40, 50)).astype(np.uint8)
     data = bytearray(encode(ids))
     data[position] ^= 0x10
-    with pytest.raises(DataError, match=r"^mask: truncated or corrupt PNG image \(wrong checksum"):
+    with pytest.raises(DataError, match=r"^mask: truncated or corrupt PNG image \(.*checksum"):
         decode_label(bytes(data), three_classes, "mask")
 
 
