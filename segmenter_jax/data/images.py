@@ -91,11 +91,9 @@ def decode_label(data: bytes, spec: DatasetSpec, name: str) -> np.ndarray:
         a palette that contradicts `spec`.
     """
     raw, palette = _raw_label(data, name)
-    if raw.dtype != np.uint8:
-        if raw.max(initial=0) > 255:
-            raise _illegal_value(raw, raw > 255, spec, name, False)
-        raw = raw.astype(np.uint8)
-    label = cv2.LUT(raw, spec.label_lookup())
+    if raw.dtype != np.uint8 and raw.max(initial=0) > 255:
+        raise _illegal_value(raw, raw > 255, spec, name, False)
+    label = cv2.LUT(raw.astype(np.uint8, copy=False), spec.label_lookup())
     illegal = label == ILLEGAL_LABEL
     if illegal.any():
         raise _illegal_value(raw, illegal, spec, name, palette is not None)
@@ -186,7 +184,7 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 def _pixels(image: Image.Image, data: bytes, name: str, channels: int) -> np.ndarray:
     if _bit_depth(image, data) == 16:
-        return _decode_16bit(data, name, image, channels)
+        return _decode_16bit(image, data, name, channels)
     if channels == 3 and image.mode in ("RGB", "L") and _is_complete(image, data):
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -202,7 +200,7 @@ def _pixels(image: Image.Image, data: bytes, name: str, channels: int) -> np.nda
     return np.asarray(image)
 
 
-def _decode_16bit(data: bytes, name: str, image: Image.Image, channels: int) -> np.ndarray:
+def _decode_16bit(image: Image.Image, data: bytes, name: str, channels: int) -> np.ndarray:
     # Pillow truncates 16-bit colour to its high byte and clips 16-bit grey.
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -210,13 +208,10 @@ def _decode_16bit(data: bytes, name: str, image: Image.Image, channels: int) -> 
         _load(image, data, name)
         raise DataError(f"{name}: 16-bit {image.format} image of this kind is not supported")
     if pixels.ndim == 3:
-        order = [2, 1, 0, *range(3, pixels.shape[2])]
-        pixels = pixels[..., order]
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     pixels = to_8_bits(pixels)
-    if channels == 3 and pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
-    if channels == 3 and pixels.shape[2] == 4:
-        return pixels[..., :3]
+    if channels == 3:
+        return np.dstack([pixels] * 3) if pixels.ndim == 2 else pixels[..., :3]
     if channels == 1 and pixels.ndim == 3:
         return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
     return pixels
@@ -242,11 +237,9 @@ def _named_damage(image: Image.Image, name: str) -> Iterator[None]:
 
 
 def _is_complete(image: Image.Image, data: bytes) -> bool:
-    """Whether OpenCV may decode: it fills the missing part of a truncated file with grey."""
-    if image.format in ("JPEG", "MPO"):
-        return data.endswith(_JPEG_END)
+    """Whether OpenCV may decode: it fills the missing part of a truncated JPEG with grey."""
     # A PNG was verified when it was opened.
-    return image.format == "PNG"
+    return image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(_JPEG_END))
 
 
 def _bit_depth(image: Image.Image, data: bytes) -> int:

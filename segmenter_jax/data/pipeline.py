@@ -33,12 +33,19 @@ _thread = threading.local()
 class Stream(Iterator[dict[str, Any]]):
     """An iterator whose background threads and processes end with `close` or the `with` block.
 
+    Until then, if it reads in this process, OpenCV starts no threads here: those that read already
+    use every core, and OpenCV has one setting for the whole process.
+
     Args:
       dataset: what to iterate over.
+      reads_here: whether threads of this process do the work, rather than other processes.
     """
 
-    def __init__(self, dataset: grain.IterDataset):
+    def __init__(self, dataset: grain.IterDataset, *, reads_here: bool = True):
         self._iterator = iter(dataset)
+        self._opencv_threads = cv2.getNumThreads() if reads_here else 1
+        if reads_here:
+            cv2.setNumThreads(0)
 
     def __next__(self) -> dict[str, Any]:
         return next(self._iterator)
@@ -52,6 +59,10 @@ class Stream(Iterator[dict[str, Any]]):
     def close(self) -> None:
         """Ends prefetching; may be called twice."""
         self._iterator.close()
+        # Whoever has switched them off switches them on again: of several open streams, the first.
+        if self._opencv_threads > 1:
+            cv2.setNumThreads(self._opencv_threads)
+            self._opencv_threads = 1
 
 
 def default_threads() -> int:
@@ -115,10 +126,7 @@ def train_batches(
     mine = batches[start_step * process_count + process_index :: process_count]
     dataset = mine.to_iter_dataset(_read_options(num_threads, prefetch))
     if num_workers:
-        dataset = _in_workers(dataset, num_workers, prefetch)
-    else:
-        # Reading threads already use every core; OpenCV's own would only get in their way.
-        cv2.setNumThreads(0)
+        return Stream(_in_workers(dataset, num_workers, prefetch), reads_here=False)
     return Stream(dataset)
 
 
@@ -176,7 +184,6 @@ def eval_examples(
     """
     _check_process(process_index, process_count)
     num_threads = default_threads() if num_threads is None else num_threads
-    cv2.setNumThreads(0)
     dataset = grain.MapDataset.source(source)[process_index::process_count].map(transform)
     return Stream(dataset.to_iter_dataset(_read_options(num_threads, 4 * num_threads)))
 
