@@ -120,7 +120,7 @@ def _build(arguments: argparse.Namespace) -> int:
         name += "_59"
     source = arguments.source
     if getattr(arguments, "download", False):
-        source = source or str(_download_ade20k())
+        source = source or str(fetch_ade20k())
     if source is None:
         raise ValueError(f"--source is missing: {_ORIGINS[arguments.command]}")
     dataset = build_dataset(
@@ -211,16 +211,25 @@ class ContactSheet:
             contact_sheet(entries, _COLUMNS, _SIDE).save(path)
 
 
-def _download_ade20k() -> pathlib.Path:
+def fetch_ade20k(sha1: str = _ADE20K_SHA1) -> pathlib.Path:
+    """The archive of ADE20K in the cache, downloaded if it is not there yet.
+
+    Args:
+      sha1: what its content has to have.
+
+    Raises:
+      DataError: it has another one.
+      DownloadError: it cannot be downloaded.
+    """
     path = cache_dir().parent / "datasets" / _ADE20K_URL.rpartition("/")[2]
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         download(_ADE20K_URL, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha1").hexdigest()
-    if digest != _ADE20K_SHA1:
+    if digest != sha1:
         raise DataError(
-            f"{path}: its sha1 is {digest}, but that of the published archive is {_ADE20K_SHA1}; "
+            f"{path}: its sha1 is {digest}, but that of the published archive is {sha1}; "
             "delete it and try again"
         )
     return path

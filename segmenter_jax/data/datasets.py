@@ -254,7 +254,7 @@ def make_builder(
     from segmenter_jax.data import builders
 
     if name in GENERATED:
-        return builders.Shapes(data_dir=str(data_dir))
+        return builders.Shapes(data_dir=data_dir)
     if name in BENCHMARKS:
         return builders.BENCHMARK_BUILDERS[name](
             source=Path(source), data_dir=data_dir, allow_partial=allow_partial
