@@ -10,8 +10,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from segmenter_jax.conversion.download import cache_dir, download
 from segmenter_jax.data.datasets import (
@@ -196,12 +196,10 @@ class ContactSheet:
         if index not in self._chosen[split]:
             return
         ids = np.full(image.shape[:2], 255) if label is None else label
-        picture = overlay(image, ids, self._spec.colors)
+        picture = Image.fromarray(overlay(image, ids, self._spec.colors))
         # Shrunk here, as all are in memory until the end.
-        scale = _SIDE / max(image.shape[:2])
-        size = tuple(max(round(side * scale), 1) for side in ids.shape[::-1])
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        self._entries[split].append(Entry((small,), f"{split} {name}"))
+        picture.thumbnail((_SIDE, _SIDE))
+        self._entries[split].append(Entry((np.asarray(picture),), f"{split} {name}"))
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the picture; does nothing if no record was drawn."""

@@ -20,7 +20,7 @@ from segmenter_jax.data.staging import publish, staging
 from segmenter_jax.data.traps import SCENE_PARSE150
 from segmenter_jax.runtime.errors import DataError, first_few
 
-# Where built datasets live, if nothing else is said.
+# Default folder of built datasets, that of TFDS itself.
 DATA_DIR = "~/tensorflow_datasets"
 GENERATED = ("shapes",)
 VERSION = "1.0.0"
@@ -46,11 +46,8 @@ class RecordSource:
         self._split = split
         self._length = length
 
-    def __getstate__(self) -> tuple[Path, str, int]:
-        return self._directory, self._split, self._length
-
-    def __setstate__(self, state: tuple[Path, str, int]) -> None:
-        self.__init__(*state)
+    def __reduce__(self) -> tuple[type["RecordSource"], tuple[Path, str, int]]:
+        return RecordSource, (self._directory, self._split, self._length)
 
     @functools.cached_property
     def _records(self) -> Any:

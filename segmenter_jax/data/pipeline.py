@@ -21,8 +21,8 @@ from absl import flags
 
 from segmenter_jax.runtime.host import keep_freed_memory, usable_cores
 
-# Of a process, where none are asked for.
-_MOST_THREADS = 4
+# The default number of reading threads in a process is at most this.
+_MAX_DEFAULT_THREADS = 4
 
 # Added to the priority value of reading threads, on the scale of `nice`.
 _NICENESS = 10
@@ -59,16 +59,16 @@ class Stream(Iterator[dict[str, Any]]):
     def close(self) -> None:
         """Ends prefetching; may be called twice."""
         self._iterator.close()
-        # Whoever has switched them off switches them on again: of several open streams, the first.
+        # Of several open streams, the first has switched them off, and switches them on again.
         if self._opencv_threads > 1:
             cv2.setNumThreads(self._opencv_threads)
             self._opencv_threads = 1
 
 
 def default_threads() -> int:
-    """Reading threads where none are asked for: one for each core, up to four."""
-    # More than one a core take turns, and Python's lock, from the step that shares the cores.
-    return min(usable_cores(), _MOST_THREADS)
+    """The default number of reading threads: one per core, up to four."""
+    # More threads than cores would slow down a training step that runs on the same cores.
+    return min(usable_cores(), _MAX_DEFAULT_THREADS)
 
 
 def train_batches(
@@ -149,9 +149,9 @@ def _ordered_batches(
 
 
 def _in_workers(dataset: grain.IterDataset, num_workers: int, prefetch: int) -> grain.IterDataset:
-    """Moves the work to processes, each of which makes every so many-th batch."""
+    """Moves the work to processes that make the batches in turn."""
     if not flags.FLAGS.is_parsed():
-        # Grain reads absl flags, which outside of `app.run` nobody has parsed.
+        # Grain reads absl flags, which only `app.run` parses.
         flags.FLAGS.mark_as_parsed()
     # Workers share whole batches of an endless order, so none is dropped at their seams.
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
