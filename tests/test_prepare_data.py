@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import prepare_data
-from segmenter_jax.data.datasets import open_dataset
+from segmenter_jax.configs import common
+from segmenter_jax.data.datasets import DATA_DIR, open_dataset
 from segmenter_jax.data.survey import records_of, survey
 from tests.data import replicas
 from tests.data.conftest import encode, noise
@@ -187,6 +188,10 @@ def test_histogram_counts_pixels_and_images(folder, tmp_path):
     assert statistics.class_pixels.tolist() == [(labels == i).sum() for i in range(3)]
     assert statistics.class_images.tolist() == [20, 20, 20]
     assert statistics.ignored_pixels == (labels == 255).sum()
+
+
+def test_runs_look_for_datasets_where_they_are_built():
+    assert common.get_config().dataset.data_dir == DATA_DIR
 
 
 def test_missing_source_says_where_the_files_come_from(capsys):
