@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segmenter_jax.checkpoints.model_dir import ModelDescription
-from segmenter_jax.data.datasets import Dataset, build_dataset
+from segmenter_jax.data.datasets import DATA_DIR, Dataset, build_dataset
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import EvalTransform, ImageTransform
@@ -114,9 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         help="values in the PNG files: those of the dataset's own label files, or 0..K-1",
     )
     parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument(
-        "--data_dir", default="~/tensorflow_datasets", help="folder of built datasets"
-    )
+    parser.add_argument("--data_dir", default=DATA_DIR, help="folder of built datasets")
     parser.add_argument("--source", help="folder to build the dataset from, if it is not built")
     parser.add_argument("--split", default="validation", help="default: %(default)s")
     add_protocol_flags(parser)

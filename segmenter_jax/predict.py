@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from segmenter_jax.data.images import IMAGE_SUFFIXES
 from segmenter_jax.inference.predictor import Predictor, load
 from segmenter_jax.inference.sliding_window import Request, make_request
 from segmenter_jax.pictures import legend, overlay, palette_image
@@ -33,7 +34,6 @@ from segmenter_jax.runtime.command import (
 from segmenter_jax.runtime.errors import one_line
 from segmenter_jax.runtime.host import keep_freed_memory
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SAVED = ("overlay", "ids", "palette", "confidence")
 
 

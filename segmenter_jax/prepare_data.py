@@ -6,18 +6,16 @@ python -m segmenter_jax.prepare_data ade20k --source=ADEChallengeData2016.zip
 import argparse
 import hashlib
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
-from tqdm import tqdm
+from PIL import Image
 
 from segmenter_jax.conversion.download import cache_dir, download
-from segmenter_jax.data.builders.base import in_threads
 from segmenter_jax.data.datasets import (
+    DATA_DIR,
     GENERATED,
     Dataset,
     build_dataset,
@@ -25,10 +23,8 @@ from segmenter_jax.data.datasets import (
     make_builder,
     open_dataset,
 )
-from segmenter_jax.data.decoded import decoded_folder, write_decoded
 from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
 from segmenter_jax.data.survey import Survey, records_of, survey
-from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.pictures import overlay
 from segmenter_jax.pictures.sheets import Entry, contact_sheet
 from segmenter_jax.runtime.command import FAILED, run_command
@@ -36,7 +32,6 @@ from segmenter_jax.runtime.errors import DataError
 
 _ADE20K_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 _ADE20K_SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
-_DATA_DIR = "~/tensorflow_datasets"
 
 # Where the files come from, for those who do not have them yet.
 _ORIGINS = {
@@ -64,13 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="what can be built, from which files")
-    listing.add_argument("--data_dir", default=_DATA_DIR, help="default: %(default)s")
+    listing.add_argument("--data_dir", default=DATA_DIR, help="default: %(default)s")
     for name, origin in _ORIGINS.items():
         build = commands.add_parser(
             name, help=f"build {name}", description=origin.replace("%", "%%")
         )
         build.add_argument("--source", help="folder or zip archive of the original files")
-        build.add_argument("--data_dir", default=_DATA_DIR, help="default: %(default)s")
+        build.add_argument("--data_dir", default=DATA_DIR, help="default: %(default)s")
         build.add_argument("--overwrite", action="store_true", help="build again what is there")
         if name == "folder":
             build.add_argument("--name", default="folder", help="name of the dataset")
@@ -94,20 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--source", help="folder or zip archive; without it, the built dataset")
     check.add_argument("--name", default="folder", help="a benchmark, or any other for a folder")
-    check.add_argument("--data_dir", default=_DATA_DIR, help="default: %(default)s")
+    check.add_argument("--data_dir", default=DATA_DIR, help="default: %(default)s")
     check.add_argument("--contact_sheet", metavar="FILE", help="write overlays to look at (PNG)")
     check.add_argument("--allow_partial", action="store_true", help="do not compare the counts")
-    decode = commands.add_parser(
-        "decode",
-        help="keep a decoded copy of built splits, for a faster loader",
-        description="Writes the pixels of images and labels beside the records (4 bytes a pixel "
-        "for RGB). Training and evaluation read them instead, with equal results and less work; "
-        "that pays where they fit into memory.",
-    )
-    decode.add_argument("--name", required=True, help="of the built dataset")
-    decode.add_argument("--data_dir", default=_DATA_DIR, help="default: %(default)s")
-    decode.add_argument("--split", help="only this one; default: all that have labels")
-    decode.add_argument("--remove", action="store_true", help="delete the copies instead")
     return parser
 
 
@@ -116,8 +100,6 @@ def _command(arguments: argparse.Namespace) -> int:
         return _list(arguments)
     if arguments.command == "check":
         return _check(arguments)
-    if arguments.command == "decode":
-        return _decode(arguments)
     return _build(arguments)
 
 
@@ -138,7 +120,7 @@ def _build(arguments: argparse.Namespace) -> int:
         name += "_59"
     source = arguments.source
     if getattr(arguments, "download", False):
-        source = source or str(_download_ade20k())
+        source = source or str(fetch_ade20k())
     if source is None:
         raise ValueError(f"--source is missing: {_ORIGINS[arguments.command]}")
     dataset = build_dataset(
@@ -185,27 +167,6 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _decode(arguments: argparse.Namespace) -> int:
-    dataset = open_dataset(arguments.name, arguments.data_dir)
-    labelled = [split for split in dataset.splits if split not in dataset.unlabelled]
-    for split in [arguments.split] if arguments.split else labelled:
-        source = dataset.source(split, encoded=True)
-        folder = decoded_folder(dataset.directory, split)
-        if arguments.remove:
-            # With what killed calls have left.
-            for path in [folder, *folder.parent.glob(".build_*")]:
-                shutil.rmtree(path, ignore_errors=True)
-            continue
-        if folder.is_dir():
-            print(f"{split}: is there already, {folder}")
-            continue
-        records = (source[i] for i in range(len(source)))
-        examples = in_threads(EvalTransform(dataset.spec), records)
-        write_decoded(folder, tqdm(examples, total=len(source), unit="image", disable=None))
-        print(f"{split}: {len(source)} records, {folder}")
-    return 0
-
-
 def _print(result: Survey) -> None:
     print(result.table())
     for warning in result.warnings:
@@ -235,12 +196,10 @@ class ContactSheet:
         if index not in self._chosen[split]:
             return
         ids = np.full(image.shape[:2], 255) if label is None else label
-        picture = overlay(image, ids, self._spec.colors)
+        picture = Image.fromarray(overlay(image, ids, self._spec.colors))
         # Shrunk here, as all are in memory until the end.
-        scale = _SIDE / max(image.shape[:2])
-        size = tuple(max(round(side * scale), 1) for side in ids.shape[::-1])
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        self._entries[split].append(Entry((small,), f"{split} {name}"))
+        picture.thumbnail((_SIDE, _SIDE))
+        self._entries[split].append(Entry((np.asarray(picture),), f"{split} {name}"))
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the picture; does nothing if no record was drawn."""
@@ -250,16 +209,25 @@ class ContactSheet:
             contact_sheet(entries, _COLUMNS, _SIDE).save(path)
 
 
-def _download_ade20k() -> pathlib.Path:
+def fetch_ade20k(sha1: str = _ADE20K_SHA1) -> pathlib.Path:
+    """The archive of ADE20K in the cache, downloaded if it is not there yet.
+
+    Args:
+      sha1: what its content has to have.
+
+    Raises:
+      DataError: it has another one.
+      DownloadError: it cannot be downloaded.
+    """
     path = cache_dir().parent / "datasets" / _ADE20K_URL.rpartition("/")[2]
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         download(_ADE20K_URL, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha1").hexdigest()
-    if digest != _ADE20K_SHA1:
+    if digest != sha1:
         raise DataError(
-            f"{path}: its sha1 is {digest}, but that of the published archive is {_ADE20K_SHA1}; "
+            f"{path}: its sha1 is {digest}, but that of the published archive is {sha1}; "
             "delete it and try again"
         )
     return path

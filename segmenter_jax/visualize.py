@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from segmenter_jax.data.datasets import build_dataset
+from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.inference.attention_maps import look
 from segmenter_jax.inference.predictor import load
@@ -122,9 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     dataset = commands.add_parser("dataset", help="images of a dataset with their labels")
     dataset.add_argument("dataset", help="name of the dataset")
-    dataset.add_argument(
-        "--data_dir", default="~/tensorflow_datasets", help="folder of built datasets"
-    )
+    dataset.add_argument("--data_dir", default=DATA_DIR, help="folder of built datasets")
     dataset.add_argument("--source", help="folder to build the dataset from, if it is not built")
     dataset.add_argument("--split", default="train", help="default: %(default)s")
     dataset.add_argument("--first", type=int, default=0, help="record to begin with, from 0")

@@ -9,6 +9,7 @@ from segmenter_jax.benchmark import collectives, flops, kernels
 from segmenter_jax.benchmark import programs as network
 from segmenter_jax.benchmark.measure import environment
 from segmenter_jax.benchmark.report import publish
+from segmenter_jax.data.datasets import DATA_DIR
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.segmenter import DTYPES
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, split in (("evaluate", "validation"), ("loader", "train")):
         p = parsers[name]
         p.add_argument("--dataset", default="shapes", help="a built or generated dataset")
-        p.add_argument("--data_dir", default="~/tensorflow_datasets")
+        p.add_argument("--data_dir", default=DATA_DIR)
         p.add_argument("--split", default=split)
     loader = parsers["loader"]
     loader.add_argument("--num_workers", type=int, default=0, help="loader processes; 0: threads")

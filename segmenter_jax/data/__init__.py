@@ -1,5 +1,4 @@
-"""Data: what a dataset is, how it is built, read, transformed and batched.
+"""Data: what a dataset is, how it is built, read, transformed and batched, on the host.
 
-Only `augment` runs on the device and imports jax; everything else is NumPy, OpenCV and Pillow on
-the host.
+NumPy, OpenCV and Pillow do the work; nothing here imports jax.
 """

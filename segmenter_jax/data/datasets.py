@@ -15,17 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segmenter_jax.data.decoded import DecodedSource, decoded_folder
 from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
-from segmenter_jax.data.staging import abandoned, finished_splits, keep_finished, staging
+from segmenter_jax.data.staging import publish, staging
 from segmenter_jax.data.traps import SCENE_PARSE150
-from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.errors import DataError, first_few
 
+# Default folder of built datasets, that of TFDS itself.
+DATA_DIR = "~/tensorflow_datasets"
 GENERATED = ("shapes",)
 VERSION = "1.0.0"
 _METADATA_FILE = "metadata.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_MAX_LISTED = 5
 
 PathLike = str | os.PathLike[str]
 
@@ -46,11 +46,8 @@ class RecordSource:
         self._split = split
         self._length = length
 
-    def __getstate__(self) -> tuple[Path, str, int]:
-        return self._directory, self._split, self._length
-
-    def __setstate__(self, state: tuple[Path, str, int]) -> None:
-        self.__init__(*state)
+    def __reduce__(self) -> tuple[type["RecordSource"], tuple[Path, str, int]]:
+        return RecordSource, (self._directory, self._split, self._length)
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -100,19 +97,15 @@ class Dataset:
     splits: Mapping[str, int]
     unlabelled: tuple[str, ...] = ()
 
-    def source(
-        self, split: str, *, needs_labels: bool = True, encoded: bool = False
-    ) -> RecordSource | DecodedSource:
+    def source(self, split: str, *, needs_labels: bool = True) -> RecordSource:
         """Random access to a split.
 
         Args:
           split: name of the split.
           needs_labels: refuse a split that has none.
-          encoded: read the original bytes, also where there is a decoded copy.
 
         Returns:
-          A source of records with `image` and `label`, encoded bytes or pixels (the transforms take
-          either), and `name`.
+          Its records, in the order of the source.
 
         Raises:
           ValueError: there is no such split, or it has no labels.
@@ -126,9 +119,6 @@ class Dataset:
                 f"split {split!r} of dataset {self.name!r} has no labels: it can be predicted, but "
                 "neither trained on nor scored"
             )
-        copy = decoded_folder(self.directory, split)
-        if copy.is_dir() and not encoded:
-            return DecodedSource(copy)
         return RecordSource(self.directory, split, self.splits[split])
 
 
@@ -199,7 +189,14 @@ def build_dataset(
         raise ValueError(_no_source_message(name, source))
     if name not in GENERATED and source is None:
         raise ValueError(_missing_message(name, data_dir, source))
-    _build(name, directory, source, overwrite, allow_partial)
+    with staging(directory) as folder:
+        builder = make_builder(name, folder, source, allow_partial=allow_partial)
+        # TFDS announces a download of unknown size; its bars go to stderr.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                download_dir=folder / "downloads", file_format="array_record"
+            )
+        publish(folder / name / VERSION, directory, overwrite=overwrite)
     return open_dataset(name, data_dir, source)
 
 
@@ -239,40 +236,6 @@ def _no_source_message(name: str, source: PathLike) -> str:
     return f"dataset {name!r} is generated and takes no source, got {str(source)!r}"
 
 
-def _build(
-    name: str,
-    directory: Path,
-    source: PathLike | None,
-    overwrite: bool,
-    allow_partial: bool,
-) -> None:
-    """Builds aside, taking the splits that an interrupted build has finished."""
-    root = directory.parent.parent
-    digest = make_builder(name, root, source).digest() if name in BENCHMARKS else None
-    origin = {"name": name, "version": VERSION, "digest": digest}
-    with abandoned(root, origin) as left, staging(root, origin) as folder:
-        builder = make_builder(name, folder, source, allow_partial=allow_partial)
-        # Of other sources, only reading all of it tells whether anything changed.
-        if digest is not None:
-            for former in left:
-                builder.finished |= finished_splits(former, name)
-            builder.on_split = functools.partial(keep_finished, folder, name)
-        _write(builder, folder, directory, overwrite)
-
-
-def _write(builder: Any, staging: Path, directory: Path, overwrite: bool) -> None:
-    """Writes into the staging folder and moves the result into place."""
-    # TFDS announces a download of unknown size into the staging folder; its bars go to stderr.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=staging / "downloads", file_format="array_record")
-    directory.parent.mkdir(exist_ok=True)
-    if overwrite and directory.is_dir():
-        directory.rename(staging / "former")
-    # Another process may have finished the same build first.
-    if not directory.is_dir():
-        (staging / builder.name / VERSION).rename(directory)
-
-
 def make_builder(
     name: str, data_dir: Path, source: PathLike | None, *, allow_partial: bool = False
 ) -> Any:
@@ -288,7 +251,7 @@ def make_builder(
     from segmenter_jax.data import builders
 
     if name in GENERATED:
-        return builders.Shapes(data_dir=str(data_dir))
+        return builders.Shapes(data_dir=data_dir)
     if name in BENCHMARKS:
         return builders.BENCHMARK_BUILDERS[name](
             source=Path(source), data_dir=data_dir, allow_partial=allow_partial
@@ -306,11 +269,10 @@ def _check_source(
         raise DataError(f"{path}: no such folder (source of dataset {name!r})")
     changes = _changes(name, metadata, path)
     if changes:
-        shown = "; ".join(changes[:_MAX_LISTED])
-        more = f"; and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
         raise DataError(
             f"dataset {name!r} in {directory} was built from {metadata['source']}, but {path} "
-            f"differs: {shown}{more}. Build it again with overwrite, or under another name"
+            f"differs: {first_few(changes, 5, '; ')}. Build it again with overwrite, or under "
+            "another name"
         )
 
 

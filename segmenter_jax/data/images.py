@@ -4,17 +4,22 @@ OpenCV decodes what it decodes right (8-bit grey and RGB, JPEG and PNG), which i
 Pillow reads headers and decodes the rest.
 """
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from segmenter_jax.data.specs import ILLEGAL_LABEL, DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, RGB_LABEL, explain_values, palette_conflict
-from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.errors import DataError, first_few
+
+# Of the files that are taken for images, in lower case.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485
@@ -23,16 +28,6 @@ MAX_PIXELS = 2 * 89_478_485
 _SIZE = "<II"
 
 _JPEG_END = b"\xff\xd9"
-# EXIF orientation -> (transpose, flip rows, flip columns), in this order.
-_ORIENTATIONS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 
 
 def decode_image(
@@ -60,6 +55,10 @@ def decode_image(
     if image.mode in ("F", "I"):
         raise DataError(f"{name}: 32-bit images are not supported (8 or 16 bits per channel are)")
     pixels = _pixels(image, data, name, channels)
+    # Pillow turns a TIFF when it decodes it, and says so here.
+    orientation = _orientation(image, data)
+    if orientation != 1:
+        pixels = _turned(pixels, orientation)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.shape[2] != channels:
@@ -67,7 +66,12 @@ def decode_image(
             f"{name}: the image has {pixels.shape[2]} channels ({image.mode}), "
             f"but {channels} are expected"
         )
-    return np.ascontiguousarray(_apply_orientation(pixels, _orientation(image, data)))
+    return np.ascontiguousarray(pixels)
+
+
+def to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Scales uint16 values to uint8, rounded: 65535 becomes 255."""
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def decode_label(data: bytes, spec: DatasetSpec, name: str) -> np.ndarray:
@@ -87,11 +91,9 @@ def decode_label(data: bytes, spec: DatasetSpec, name: str) -> np.ndarray:
         a palette that contradicts `spec`.
     """
     raw, palette = _raw_label(data, name)
-    if raw.dtype != np.uint8:
-        if raw.max(initial=0) > 255:
-            raise _illegal_value(raw, raw > 255, spec, name, False)
-        raw = raw.astype(np.uint8)
-    label = cv2.LUT(raw, spec.label_lookup())
+    if raw.dtype != np.uint8 and raw.max(initial=0) > 255:
+        raise _illegal_value(raw, raw > 255, spec, name, False)
+    label = cv2.LUT(raw.astype(np.uint8, copy=False), spec.label_lookup())
     illegal = label == ILLEGAL_LABEL
     if illegal.any():
         raise _illegal_value(raw, illegal, spec, name, palette is not None)
@@ -159,7 +161,7 @@ def check_pair(
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Reads the header only."""
+    """Reads the header and, of a PNG, verifies the checksums."""
     try:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
@@ -174,40 +176,21 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
             f"over the limit of {max_pixels}"
         )
     if image.format == "PNG":
-        _check_png(data, name)
+        # OpenCV ignores checksums, and a damaged label could decode to legal ids.
+        with _named_damage(image, name):
+            image.verify()
     return image
-
-
-def _check_png(data: bytes, name: str) -> None:
-    """Verifies the checksums, which OpenCV ignores: a damaged label could decode to legal ids."""
-    view = memoryview(data)
-    start = 8
-    while start + 12 <= len(data):
-        end = start + 8 + int.from_bytes(view[start : start + 4])
-        kind = data[start + 4 : start + 8]
-        if end + 4 > len(data):
-            break
-        # A chunk whose name starts with a lower-case letter does not affect the pixels.
-        is_critical = not kind[0] & 0x20
-        if is_critical and zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            raise DataError(
-                f"{name}: truncated or corrupt PNG image (wrong checksum at byte {start})"
-            )
-        if kind == b"IEND":
-            return
-        start = end + 4
-    raise DataError(f"{name}: truncated or corrupt PNG image (it ends within a chunk)")
 
 
 def _pixels(image: Image.Image, data: bytes, name: str, channels: int) -> np.ndarray:
     if _bit_depth(image, data) == 16:
-        return _decode_16bit(data, name, image, channels)
+        return _decode_16bit(image, data, name, channels)
     if channels == 3 and image.mode in ("RGB", "L") and _is_complete(image, data):
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if pixels is not None:
             return pixels
-    image = _load(image, name)
+    image = _load(image, data, name)
     if channels == 1:
         return np.asarray(image.convert("L"))
     if channels == 3:
@@ -217,41 +200,46 @@ def _pixels(image: Image.Image, data: bytes, name: str, channels: int) -> np.nda
     return np.asarray(image)
 
 
-def _decode_16bit(data: bytes, name: str, image: Image.Image, channels: int) -> np.ndarray:
+def _decode_16bit(image: Image.Image, data: bytes, name: str, channels: int) -> np.ndarray:
     # Pillow truncates 16-bit colour to its high byte and clips 16-bit grey.
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None or pixels.dtype != np.uint16:
-        _load(image, name)
+        _load(image, data, name)
         raise DataError(f"{name}: 16-bit {image.format} image of this kind is not supported")
     if pixels.ndim == 3:
-        order = [2, 1, 0, *range(3, pixels.shape[2])]
-        pixels = pixels[..., order]
-    pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if channels == 3 and pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
-    if channels == 3 and pixels.shape[2] == 4:
-        return pixels[..., :3]
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    pixels = to_8_bits(pixels)
+    if channels == 3:
+        return np.dstack([pixels] * 3) if pixels.ndim == 2 else pixels[..., :3]
     if channels == 1 and pixels.ndim == 3:
         return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
     return pixels
 
 
-def _load(image: Image.Image, name: str) -> Image.Image:
-    try:
+def _load(image: Image.Image, data: bytes, name: str) -> Image.Image:
+    if image.format == "PNG":
+        # Verifying has used up the other.
+        image = Image.open(io.BytesIO(data))
+    with _named_damage(image, name):
         image.load()
-    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
-    except Exception as error:
-        raise DataError(f"{name}: truncated or corrupt {image.format} image ({error})") from error
     return image
 
 
+@contextlib.contextmanager
+def _named_damage(image: Image.Image, name: str) -> Iterator[None]:
+    """Turns what Pillow raises for a damaged file into a `DataError`."""
+    try:
+        yield
+    # Its decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
+    except Exception as error:
+        raise DataError(f"{name}: truncated or corrupt {image.format} image ({error})") from error
+
+
 def _is_complete(image: Image.Image, data: bytes) -> bool:
-    """Whether OpenCV may decode: it fills the missing part of a truncated file with grey."""
-    if image.format in ("JPEG", "MPO"):
-        return data.endswith(_JPEG_END)
-    # The chunks of a PNG were checked when it was opened.
-    return image.format == "PNG"
+    """Whether OpenCV may decode: it fills the missing part of a truncated JPEG with grey."""
+    # A PNG was verified when it was opened.
+    return image.format == "PNG" or (image.format in ("JPEG", "MPO") and data.endswith(_JPEG_END))
 
 
 def _bit_depth(image: Image.Image, data: bytes) -> int:
@@ -265,9 +253,11 @@ def _bit_depth(image: Image.Image, data: bytes) -> int:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    # Pillow would decode a whole PNG in search of the block.
-    if image.format == "PNG" and b"eXIf" not in data:
-        return 1
+    if image.format == "PNG":
+        # Pillow decodes a whole PNG in search of the block.
+        if b"eXIf" not in data:
+            return 1
+        image = Image.open(io.BytesIO(data))
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     # A damaged EXIF block says nothing about the pixels.
@@ -275,11 +265,10 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         return 1
 
 
-def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    transpose, flip_rows, flip_columns = _ORIENTATIONS.get(orientation, (False, False, False))
-    if transpose:
-        pixels = pixels.swapaxes(0, 1)
-    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    picture = Image.fromarray(pixels)
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture))
 
 
 def _raw_label(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -302,7 +291,8 @@ def _raw_label(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
         if raw is not None:
             return raw, None
-    raw = np.asarray(_load(image, name))
+    image = _load(image, data, name)
+    raw = np.asarray(image)
     if image.mode == "1":
         return raw.astype(np.uint8), None
     if image.mode == "L" and depth < 8:
@@ -322,9 +312,8 @@ def _illegal_value(
     raw: np.ndarray, illegal: np.ndarray, spec: DatasetSpec, name: str, has_palette: bool
 ) -> DataError:
     values = np.unique(raw[illegal])
-    shown = ", ".join(str(value) for value in values[:5]) + (", ..." if values.size > 5 else "")
     return DataError(
-        f"{name}: label value {shown} ({int(illegal.sum())} pixels) is not legal in dataset "
-        f"{spec.name!r}; legal values: {spec.legal_ids()}"
+        f"{name}: label value {first_few(values, 5)} ({int(illegal.sum())} pixels) is not legal in "
+        f"dataset {spec.name!r}; legal values: {spec.legal_ids()}"
         f"{explain_values(raw, spec, has_palette)}"
     )

@@ -21,10 +21,8 @@ from absl import flags
 
 from segmenter_jax.runtime.host import keep_freed_memory, usable_cores
 
-Example = dict[str, Any]
-
-# Of a process, where none are asked for.
-_MOST_THREADS = 4
+# The default number of reading threads in a process is at most this.
+_MAX_DEFAULT_THREADS = 4
 
 # Added to the priority value of reading threads, on the scale of `nice`.
 _NICENESS = 10
@@ -32,17 +30,24 @@ _NICENESS = 10
 _thread = threading.local()
 
 
-class Stream(Iterator[Example]):
+class Stream(Iterator[dict[str, Any]]):
     """An iterator whose background threads and processes end with `close` or the `with` block.
+
+    Until then, if it reads in this process, OpenCV starts no threads here: those that read already
+    use every core, and OpenCV has one setting for the whole process.
 
     Args:
       dataset: what to iterate over.
+      reads_here: whether threads of this process do the work, rather than other processes.
     """
 
-    def __init__(self, dataset: grain.IterDataset):
+    def __init__(self, dataset: grain.IterDataset, *, reads_here: bool = True):
         self._iterator = iter(dataset)
+        self._opencv_threads = cv2.getNumThreads() if reads_here else 1
+        if reads_here:
+            cv2.setNumThreads(0)
 
-    def __next__(self) -> Example:
+    def __next__(self) -> dict[str, Any]:
         return next(self._iterator)
 
     def __enter__(self) -> "Stream":
@@ -54,12 +59,16 @@ class Stream(Iterator[Example]):
     def close(self) -> None:
         """Ends prefetching; may be called twice."""
         self._iterator.close()
+        # Of several open streams, the first has switched them off, and switches them on again.
+        if self._opencv_threads > 1:
+            cv2.setNumThreads(self._opencv_threads)
+            self._opencv_threads = 1
 
 
 def default_threads() -> int:
-    """Reading threads where none are asked for: one for each core, up to four."""
-    # More than one a core take turns, and Python's lock, from the step that shares the cores.
-    return min(usable_cores(), _MOST_THREADS)
+    """The default number of reading threads: one per core, up to four."""
+    # More threads than cores would slow down a training step that runs on the same cores.
+    return min(usable_cores(), _MAX_DEFAULT_THREADS)
 
 
 def train_batches(
@@ -117,10 +126,7 @@ def train_batches(
     mine = batches[start_step * process_count + process_index :: process_count]
     dataset = mine.to_iter_dataset(_read_options(num_threads, prefetch))
     if num_workers:
-        dataset = _in_workers(dataset, num_workers, prefetch)
-    else:
-        # Reading threads already use every core; OpenCV's own would only get in their way.
-        cv2.setNumThreads(0)
+        return Stream(_in_workers(dataset, num_workers, prefetch), reads_here=False)
     return Stream(dataset)
 
 
@@ -143,9 +149,9 @@ def _ordered_batches(
 
 
 def _in_workers(dataset: grain.IterDataset, num_workers: int, prefetch: int) -> grain.IterDataset:
-    """Moves the work to processes, each of which makes every so many-th batch."""
+    """Moves the work to processes that make the batches in turn."""
     if not flags.FLAGS.is_parsed():
-        # Grain reads absl flags, which outside of `app.run` nobody has parsed.
+        # Grain reads absl flags, which only `app.run` parses.
         flags.FLAGS.mark_as_parsed()
     # Workers share whole batches of an endless order, so none is dropped at their seams.
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
@@ -154,7 +160,7 @@ def _in_workers(dataset: grain.IterDataset, num_workers: int, prefetch: int) -> 
 
 def eval_examples(
     source: Sequence[Any],
-    transform: Callable[[Any], Example],
+    transform: Callable[[Any], dict[str, Any]],
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -178,7 +184,6 @@ def eval_examples(
     """
     _check_process(process_index, process_count)
     num_threads = default_threads() if num_threads is None else num_threads
-    cv2.setNumThreads(0)
     dataset = grain.MapDataset.source(source)[process_index::process_count].map(transform)
     return Stream(dataset.to_iter_dataset(_read_options(num_threads, 4 * num_threads)))
 

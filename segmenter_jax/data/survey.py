@@ -17,9 +17,9 @@ from segmenter_jax.data.builders.base import (
 )
 from segmenter_jax.data.datasets import Dataset, RecordSource
 from segmenter_jax.data.specs import DatasetSpec
-from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.errors import DataError, first_few
+from segmenter_jax.runtime.tables import align
 
-_MAX_LISTED = 10
 _MAX_NAME = 32
 
 # Called with the split, the record's number in it, its name, its image and its label or None.
@@ -130,9 +130,7 @@ def survey(listing: Listing, spec: DatasetSpec, on_record: OnRecord | None = Non
 
 def records_of(dataset: Dataset) -> Listing:
     """The records of a built dataset, for `survey`."""
-    sources = {
-        split: dataset.source(split, needs_labels=False, encoded=True) for split in dataset.splits
-    }
+    sources = {split: dataset.source(split, needs_labels=False) for split in dataset.splits}
     return Listing(
         {
             split: [functools.partial(_stored_record, split, source, i) for i in range(len(source))]
@@ -165,8 +163,7 @@ def _absent_classes(spec: DatasetSpec, statistics: Mapping[str, SplitStatistics]
     absent = [spec.class_names[i] for i in np.flatnonzero(total == 0)] if labelled else []
     if not absent:
         return []
-    more = f" and {len(absent) - _MAX_LISTED} more" if len(absent) > _MAX_LISTED else ""
-    return [f"classes that no label shows: {'; '.join(absent[:_MAX_LISTED])}{more}"]
+    return [f"classes that no label shows: {first_few(absent, 10, '; ')}"]
 
 
 def _describe_sizes(statistics: SplitStatistics) -> str:
@@ -184,15 +181,13 @@ def _describe_sizes(statistics: SplitStatistics) -> str:
 
 def _histogram(spec: DatasetSpec, statistics: Mapping[str, SplitStatistics]) -> list[str]:
     """Per class and split: share of the labelled pixels, and number of images that show it."""
-    names = [name[:_MAX_NAME] for name in ("ignored", *spec.class_names)]
-    width = max(len(name) for name in names)
-    lines = [" " * (width + 4) + "".join(f"{split:>20}" for split in statistics)]
-    for i, name in enumerate(names, start=-1):
-        cells = []
+    rows = [["", "", *(cell for split in statistics for cell in (split, ""))]]
+    for i, name in enumerate(("ignored", *spec.class_names), start=-1):
+        row = [str(i) if i >= 0 else "", name[:_MAX_NAME]]
         for s in statistics.values():
             total = s.class_pixels.sum() + s.ignored_pixels
             pixels = s.class_pixels[i] if i >= 0 else s.ignored_pixels
-            images = f"{s.class_images[i]:>7} img" if i >= 0 else " " * 11
-            cells.append(f"{100 * pixels / total:7.3f} %{images}")
-        lines.append(f"{'' if i < 0 else i:>3} {name:<{width}}{''.join(cells)}".rstrip())
-    return lines
+            row.append(f"{100 * pixels / total:.3f} %")
+            row.append(f"{s.class_images[i]} img" if i >= 0 else "")
+        rows.append(row)
+    return align(rows)

@@ -1,7 +1,7 @@
 """Records to training crops and evaluation examples, on the host.
 
 The geometry of training (random scale, class-limited crop, flip, padding) happens here on uint8;
-colour and normalisation are left to the device (`augment`).
+colour and normalisation are left to the device.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def rescaled_size(
     Returns:
       (height, width) in pixels, each rounded half up and at least 1.
 
-    Source: FACTS of the reference: mmseg `Resize`, mmcv `imrescale`.
+    Source: mmseg's `Resize` and mmcv's `imrescale`, which the reference uses.
     """
     if min(height, width, base_size) < 1 or aspect_bound < 1 or factor <= 0:
         raise ValueError(
@@ -55,11 +55,11 @@ def rescaled_size(
 
 
 def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes both parts of a record, unless they are decoded already.
+    """Decodes both parts of a record.
 
     Args:
       record: `image` and `label` as encoded bytes, `name` for errors, and `label_ids` where the
-        label was packed when the dataset was built; or image and label as this returns them.
+        label was packed when the dataset was built.
       spec: the dataset's classes and channels.
 
     Returns:
@@ -71,8 +71,6 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
     name = record["name"]
     if "label" not in record:
         raise DataError(f"{name}: the record has no label")
-    if isinstance(record["image"], np.ndarray):
-        return record["image"], record["label"]
     image = decode_image(record["image"], name, channels=spec.channels)
     if "label_ids" in record:
         label = unpack_ids(record["label_ids"], name)
@@ -273,12 +271,11 @@ class ImageTransform:
         """Decodes one record.
 
         Args:
-          record: `image` as encoded bytes or decoded, `name`.
+          record: `image` as encoded bytes, `name`.
 
         Returns:
           `image` uint8 (H, W, C), `name`.
         """
-        name, image = record["name"], record["image"]
-        if not isinstance(image, np.ndarray):
-            image = decode_image(image, name, channels=self.spec.channels)
+        name = record["name"]
+        image = decode_image(record["image"], name, channels=self.spec.channels)
         return {"image": image, "name": name}

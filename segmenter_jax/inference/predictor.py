@@ -14,7 +14,7 @@ from segmenter_jax.checkpoints.model_dir import (
     load_model,
     resolve_model_dir,
 )
-from segmenter_jax.data.images import decode_image
+from segmenter_jax.data.images import decode_image, to_8_bits
 from segmenter_jax.inference.sliding_window import InferenceSettings, Request, SlidingWindow
 from segmenter_jax.models import Segmenter
 from segmenter_jax.pictures import overlay
@@ -198,7 +198,7 @@ def _pixels_of(picture: Image.Image, channels: int) -> np.ndarray:
         raise ValueError("32-bit pictures are not supported (8 or 16 bits per channel are)")
     if picture.mode.startswith("I;16"):
         # Pillow's conversion to 8 bits saturates instead of scaling.
-        return ((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return to_8_bits(np.asarray(picture))
     mode = {1: "L", 3: "RGB"}.get(channels)
     return np.asarray(picture.convert(mode) if mode else picture)
 

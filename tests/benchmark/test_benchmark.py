@@ -10,6 +10,7 @@ import pytest
 from segmenter_jax.benchmark import flops
 from segmenter_jax.benchmark.cli import SUBJECTS, main
 from segmenter_jax.benchmark.report import read_result, table
+from segmenter_jax.data.builders import Shapes
 from segmenter_jax.models import SegmenterConfig
 
 TINY = [
@@ -131,10 +132,9 @@ def test_infer_reports_protocol_and_rate(capsys):
     assert result["images_per_s"] == pytest.approx(2e3 / result["step_ms"])
 
 
-def test_evaluate_and_loader_run_on_a_built_dataset(capsys, tmp_path, monkeypatch):
-    from segmenter_jax.data.builders import shapes
-
-    monkeypatch.setattr(shapes, "_SPLITS", {"train": 6, "validation": 3})
+def test_evaluate_and_loader_run_on_a_built_dataset(capsys, tmp_path):
+    shapes = Shapes(data_dir=tmp_path, counts={"train": 6, "validation": 3})
+    shapes.download_and_prepare(file_format="array_record")
     data = f"--data_dir={tmp_path}"
     evaluated = result_of(run(capsys, "evaluate", *TINY, data, "--split=validation"))
     assert evaluated["images_per_s"] == pytest.approx(evaluated["images"] / evaluated["seconds"])

@@ -31,7 +31,7 @@ def test_shapes_has_its_splits_and_explains_itself(shapes):
 
 
 def test_shapes_records_are_deterministic_bytes(shapes):
-    reader = Shapes(data_dir=str(shapes.directory.parent.parent)).record_readers()["validation"][7]
+    reader = Shapes(data_dir=shapes.directory.parent.parent).record_readers()["validation"][7]
     record = shapes.source("validation")[7]
     rendered = reader()
     for part in ("image", "label", "name"):

@@ -4,6 +4,7 @@ import pickle
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 
@@ -139,6 +140,27 @@ def test_close_leaves_no_process_or_thread():
     assert set(multiprocessing.active_children()) == processes
     left = [t.name for t in set(threading.enumerate()) - threads if "prefetch" in t.name]
     assert not left
+
+
+@pytest.mark.parametrize("closed_first", ["train", "eval"])
+def test_closed_streams_leave_opencv_its_threads(closed_first):
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        streams = {
+            "train": train_batches(range(10), draw, global_batch_size=2, seed=0),
+            "eval": eval_examples(range(3), lambda record: {"threads": cv2.getNumThreads()}),
+        }
+        assert [example["threads"] for example in streams["eval"]] == [1, 1, 1]
+        streams.pop(closed_first).close()
+        (other,) = streams.values()
+        other.close()
+        assert cv2.getNumThreads() == 3
+        with train_batches(range(10), draw, global_batch_size=2, seed=0, num_workers=1) as batches:
+            next(batches)
+            assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

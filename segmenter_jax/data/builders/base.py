@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from segmenter_jax.data.images import check_pair, decode_image, pack_ids
 from segmenter_jax.data.specs import DatasetSpec
-from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.errors import DataError, first_few
 from segmenter_jax.runtime.host import usable_cores
 
 _MAX_REPORTED = 20
@@ -66,17 +66,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     Attributes:
       unlabelled: splits whose records have no label.
-      finished: record files by split, from a build of the same source that was interrupted.
-      on_split: called before each split is written.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     unlabelled: tuple[str, ...] = ()
-
-    def __init__(self, **kwargs: Any):
-        self.finished: dict[str, list[str]] = {}
-        self.on_split: Callable[[], None] = lambda: None
-        super().__init__(**kwargs)
 
     @property
     @abc.abstractmethod
@@ -100,9 +93,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def provenance(self) -> dict[str, Any]:
         """What to store about the origin of the data, as JSON types."""
         return {}
-
-    def on_record(self, record: RawRecord) -> None:
-        """Called in order for every record that is written."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -132,26 +122,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         for split, split_readers in readers.items():
             if not split_readers:
                 raise DataError(f"dataset {self.name!r}: split {split!r} is empty")
-        return {split: self._examples_of(split, readers[split]) for split in readers}
-
-    def _examples_of(self, split: str, readers: Sequence[RecordReader]) -> Iterator:
-        # TFDS takes the first example of a split when those before it are written.
-        self.on_split()
-        records = _open_records(self.finished.get(split, []))
-        if len(records) == len(readers):
-            yield from self._copy_examples(records)
-        else:
-            yield from self._generate_examples(readers)
-
-    def _copy_examples(self, records: Sequence[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """What an interrupted build has written was checked then."""
-        skip = tfds.decode.SkipDecoding()
-        decoders = {"image": skip, "label": skip}
-        for index in range(len(records)):
-            yield (
-                index,
-                self.info.features.deserialize_example_np(records[index], decoders=decoders),
-            )
+        return {split: self._generate_examples(readers[split]) for split in readers}
 
     def _generate_examples(
         self, readers: Sequence[RecordReader]
@@ -164,17 +135,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 problems.append(str(outcome))
             elif not problems:
                 record, ids = outcome
-                self.on_record(record)
                 # An empty label stands for none.
-                yield (
-                    index,
-                    {
-                        "image": record.image,
-                        "label": record.label or b"",
-                        "label_ids": ids,
-                        "name": record.name,
-                    },
-                )
+                example = {"image": record.image, "label": record.label or b"", "label_ids": ids}
+                yield index, example | {"name": record.name}
         raise_problems(problems)
 
 
@@ -191,10 +154,8 @@ def raise_problems(problems: Sequence[str]) -> None:
         return
     if len(problems) == 1:
         raise DataError(problems[0])
-    lines = [f"{len(problems)} problems:", *problems[:_MAX_REPORTED]]
-    if len(problems) > _MAX_REPORTED:
-        lines.append(f"... and {len(problems) - _MAX_REPORTED} more")
-    raise DataError("\n  ".join(lines))
+    listed = first_few(problems, _MAX_REPORTED, "\n  ")
+    raise DataError(f"{len(problems)} problems:\n  {listed}")
 
 
 def check_record(record: RawRecord, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray | None]:
@@ -231,17 +192,6 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()
-
-
-def _open_records(paths: Sequence[str]) -> Sequence[bytes]:
-    """Random access to record files; empty if they are not complete."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    try:
-        return ArrayRecordDataSource(paths) if paths else []
-    # ArrayRecord has no error of its own for files that were never closed.
-    except Exception:
-        return []
 
 
 def _checked(spec: DatasetSpec, reader: RecordReader) -> tuple[RawRecord, bytes] | DataError:

@@ -13,23 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segmenter_jax.data.builders.base import (
-    Listing,
-    RawRecord,
-    SegmentationBuilder,
-)
+from segmenter_jax.data.builders.base import Listing, RawRecord, SegmentationBuilder
 from segmenter_jax.data.builders.files import SourceFiles
+from segmenter_jax.data.images import IMAGE_SUFFIXES
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, source_traps
 from segmenter_jax.runtime.errors import DataError
 
 CLASSES_FILE = "classes.json"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIX = ".png"
 _SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
-
-# (path of the image, path of the label), relative to the source.
-Pair = tuple[str, str]
 
 
 class Folder(SegmentationBuilder, skip_registration=True):
@@ -121,7 +114,7 @@ def read_classes(files: SourceFiles, name: str) -> DatasetSpec:
         raise DataError(f"{path}: {error}") from error
 
 
-def find_pairs(files: SourceFiles) -> tuple[dict[str, list[Pair]], list[str]]:
+def find_pairs(files: SourceFiles) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
     """Lists the image and label files of every split, paired by their relative stem.
 
     Args:
@@ -179,22 +172,21 @@ def changed_files(source: Path, manifest: Mapping[str, list[Any]]) -> list[str]:
     return lines
 
 
-def _pair_split(files: SourceFiles, split: str, problems: list[str]) -> list[Pair]:
+def _pair_split(files: SourceFiles, split: str, problems: list[str]) -> list[tuple[str, str]]:
     if not _SPLIT_NAME.fullmatch(split) or split == "all":
         problems.append(
             f"images/{split}: a split's name must be letters, digits and underscores, and not 'all'"
         )
         return []
+    suffixes = ", ".join(IMAGE_SUFFIXES)
     images = _files_by_stem(files, f"images/{split}", problems)
     labels = _files_by_stem(files, f"annotations/{split}", problems)
     if not images and not labels:
-        problems.append(f"images/{split}: the split is empty; expected {_listed(IMAGE_SUFFIXES)}")
+        problems.append(f"images/{split}: the split is empty; expected {suffixes}")
     for stem in sorted(images.keys() - labels.keys()):
         problems.append(f"{images[stem]}: no label annotations/{split}/{stem}.png")
     for stem in sorted(labels.keys() - images.keys()):
-        problems.append(
-            f"{labels[stem]}: no image images/{split}/{stem} with one of {_listed(IMAGE_SUFFIXES)}"
-        )
+        problems.append(f"{labels[stem]}: no image images/{split}/{stem} with one of {suffixes}")
     for _, label in sorted(labels.items()):
         if not label.lower().endswith(LABEL_SUFFIX):
             problems.append(f"{label}: labels must be PNG files{JPEG_LABEL}")
@@ -220,10 +212,6 @@ def _files_by_stem(files: SourceFiles, root: str, problems: list[str]) -> dict[s
 def _stem(path: str, root: str) -> str:
     """Path relative to a folder, without its suffix."""
     return str(PurePosixPath(path).relative_to(root).with_suffix(""))
-
-
-def _listed(suffixes: tuple[str, ...]) -> str:
-    return ", ".join(suffixes)
 
 
 def _integer(value: Any) -> int:

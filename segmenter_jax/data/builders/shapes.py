@@ -1,6 +1,8 @@
 """Generated scenes: enough of a segmentation problem to see a model learn in minutes on a CPU."""
 
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,15 +10,25 @@ import numpy as np
 from segmenter_jax.data.builders.base import Listing, RawRecord, SegmentationBuilder
 from segmenter_jax.data.specs import SHAPES, DatasetSpec
 
-_SPLITS = {"train": 800, "validation": 100}
+# Records of each split.
+COUNTS = {"train": 800, "validation": 100}
 _SEED = 20210
 _JPEG_QUALITY = 92
 
 
 class Shapes(SegmentationBuilder, skip_registration=True):
-    """Objects of six kinds on a textured background, with an ignored border around each."""
+    """Objects of six kinds on a textured background, with an ignored border around each.
+
+    Args:
+      data_dir: where built datasets live.
+      counts: number of records by split, of those in `COUNTS`.
+    """
 
     name = "shapes"
+
+    def __init__(self, *, data_dir: Path, counts: Mapping[str, int] = COUNTS):
+        self._counts = counts
+        super().__init__(data_dir=str(data_dir))
 
     @property
     def spec(self) -> DatasetSpec:
@@ -28,7 +40,7 @@ class Shapes(SegmentationBuilder, skip_registration=True):
         return Listing(
             {
                 split: [functools.partial(_render_record, split, index) for index in range(count)]
-                for split, count in _SPLITS.items()
+                for split, count in self._counts.items()
             }
         )
 
@@ -54,7 +66,7 @@ def render_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
       Image, uint8 (H, W, 3) RGB, and label, uint8 (H, W) with 255 on object borders. H is
       88 to 112, W 112 to 144.
     """
-    rng = np.random.default_rng([_SEED, list(_SPLITS).index(split), index])
+    rng = np.random.default_rng([_SEED, list(COUNTS).index(split), index])
     height, width = int(rng.integers(88, 113)), int(rng.integers(112, 145))
     image = _background(rng, height, width)
     label = np.zeros((height, width), np.uint8)

@@ -1,0 +1,27 @@
+"""Tables as lines of text."""
+
+import re
+from collections.abc import Sequence
+
+_NUMBER = re.compile(r"[-+]?(\d|\.\d|nan|inf)")
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lays out cells in columns that are two spaces apart.
+
+    A column is flush right if all its cells below the first row are numbers, with a unit or not;
+    empty cells and dashes do not count. Other columns are flush left.
+
+    Args:
+      rows: cells of each row, equally many; the first row may be a header.
+
+    Returns:
+      One line per row, without trailing spaces.
+    """
+    columns = []
+    for column in zip(*rows, strict=True):
+        width = max(map(len, column))
+        values = [cell for cell in column[1:] if cell.strip("- ")]
+        is_number = bool(values) and all(map(_NUMBER.match, values))
+        columns.append([c.rjust(width) if is_number else c.ljust(width) for c in column])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
