@@ -130,7 +130,7 @@ def probe(name: str, shape: tuple[int, int, int], dtype: jnp.dtype) -> str | Non
             raise
         return f"{type(error).__name__}: {first_line(error)}"
     inputs = [x.astype(np.float32) for x in inputs]
-    expected = _compile(_xla, inputs)(*inputs)
+    expected = jax.device_get(_compile(_xla, inputs)(*inputs))
     tolerance = 2e-2 if dtype.itemsize == 2 else 1e-4
     for label, a, b in zip(("output", "dq", "dk", "dv"), actual, expected, strict=True):
         error = np.abs(a.astype(np.float32) - b).max() / np.abs(b).max()

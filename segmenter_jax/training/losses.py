@@ -69,22 +69,32 @@ def segmentation_loss(
     if class_weights is not None and class_weights.shape != (num_classes,):
         raise ValueError(f"class_weights must be ({num_classes},), got {class_weights.shape}")
 
-    weight = label != ignore_label
-    label = jnp.where(weight, label, 0)
     if class_weights is not None:
-        table = jax.lax.stop_gradient(jnp.asarray(class_weights, jnp.float32))
-        weight = jnp.where(weight, table[label], 0)
+        class_weights = jax.lax.stop_gradient(jnp.asarray(class_weights, jnp.float32))
+    known, weight = _known(label, class_weights, ignore_label)
     total = weight.sum().astype(jnp.float32)
     logits = logits.astype(jnp.float32)
     if implementation == "plain":
-        return _plain_loss(upsample(logits, label.shape[1:], patch_size), label, weight), total
+        return _plain_loss(upsample(logits, label.shape[1:], patch_size), known, weight), total
     blocks = _blocks(logits.shape, label.shape[1:], patch_size, num_shards)
-    return _fused_loss(logits, label, weight, blocks), total
+    return _fused_loss(logits, label, class_weights, ignore_label, blocks), total
+
+
+def _known(
+    label: jax.Array, class_weights: jax.Array | None, ignore_label: int
+) -> tuple[jax.Array, jax.Array]:
+    """Labels with a class in the place of ignored ones, int32, and weights, 0 for ignored ones.
+
+    Without class weights the weights are bool: their sum is then a count, exact for any number.
+    """
+    valid = label != ignore_label
+    known = jnp.where(valid, label, 0).astype(jnp.int32)
+    return known, valid if class_weights is None else jnp.where(valid, class_weights[known], 0)
 
 
 def _plain_loss(pixels: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
     # A comparison instead of a look-up: the gradient of a look-up is a scatter over all pixels.
-    is_label = label[..., None].astype(jnp.int32) == jnp.arange(pixels.shape[-1])
+    is_label = label[..., None] == jnp.arange(pixels.shape[-1])
     picked = jnp.where(is_label, pixels, 0).sum(-1)
     return (weight * (jax.nn.logsumexp(pixels, axis=-1) - picked)).sum()
 
@@ -111,31 +121,13 @@ def _blocks(
     return _Blocks(patch_size, rows, first, count, pad_top, count * rows - pad_top - size[0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _fused_loss(
-    logits: jax.Array, label: jax.Array, weight: jax.Array, blocks: _Blocks
-) -> jax.Array:
-    return _scan_blocks(logits, label, weight, blocks, with_gradient=False)[0]
-
-
-def _fused_forward(
-    logits: jax.Array, label: jax.Array, weight: jax.Array, blocks: _Blocks
-) -> tuple[jax.Array, jax.Array]:
-    return _scan_blocks(logits, label, weight, blocks, with_gradient=True)
-
-
-def _fused_backward(
-    blocks: _Blocks, gradient: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, None, None]:
-    del blocks
-    return cotangent * gradient, None, None
-
-
-_fused_loss.defvjp(_fused_forward, _fused_backward)
-
-
 def _scan_blocks(
-    logits: jax.Array, label: jax.Array, weight: jax.Array, blocks: _Blocks, with_gradient: bool
+    logits: jax.Array,
+    label: jax.Array,
+    class_weights: jax.Array | None,
+    ignore_label: int,
+    blocks: _Blocks,
+    with_gradient: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Loss of all blocks, and its gradient with respect to `logits`."""
     columns = logits.shape[2]
@@ -147,31 +139,31 @@ def _scan_blocks(
 
     def add_block(carry, block):
         loss, gradient = carry
-        index, label, weight = block
-        label = label[:, :, None].astype(jnp.int32)
-        weight = weight[:, :, None].astype(jnp.float32)
+        index, block_label = block
+        known, weight = _known(block_label[:, :, None], class_weights, ignore_label)
+        weight = weight.astype(jnp.float32)
         row, below = _rows(index, blocks)
         patches = jax.lax.dynamic_slice_in_dim(padded, row, 2, axis=1)
         pixels = _pixel_logits(patches, below, to_pixels)
-        value, exponential, normaliser = _value(pixels, label, weight)
+        value, exponential, normaliser = _value(pixels, known, weight)
         loss += value
         if with_gradient:
-            d_pixels = _gradient(exponential, normaliser, label, weight)
+            d_pixels = _gradient(exponential, normaliser, known, weight)
             update = _to_patches(d_pixels, below, to_pixels)
             update += jax.lax.dynamic_slice_in_dim(gradient, row, 2, axis=1)
             gradient = jax.lax.dynamic_update_slice_in_dim(gradient, update, row, axis=1)
         return (loss, gradient), None
 
-    numbers = blocks.first + jnp.arange(blocks.count)
-    xs = (numbers, _split_rows(label, blocks), _split_rows(weight, blocks))
+    xs = (blocks.first + jnp.arange(blocks.count), _split_rows(label, blocks, ignore_label))
     start = (jnp.zeros_like(padded[:, 0, 0, 0]), jnp.zeros_like(padded) if with_gradient else None)
     (loss, gradient), _ = jax.lax.scan(add_block, start, xs)
     return loss.sum(), _fold_edges(gradient).swapaxes(2, 3) if with_gradient else None
 
 
-def _split_rows(x: jax.Array, blocks: _Blocks) -> jax.Array:
-    """(B, H, W) -> (count, B, rows, W); rows outside the image are 0."""
-    x = jnp.pad(x, ((0, 0), (blocks.pad_top, blocks.pad_bottom), (0, 0)))
+def _split_rows(x: jax.Array, blocks: _Blocks, fill: int) -> jax.Array:
+    """(B, H, W) -> (count, B, rows, W)."""
+    pad = ((0, 0), (blocks.pad_top, blocks.pad_bottom), (0, 0))
+    x = jnp.pad(x, pad, constant_values=fill)
     return jnp.moveaxis(x.reshape(x.shape[0], blocks.count, blocks.rows, x.shape[2]), 1, 0)
 
 
@@ -234,3 +226,24 @@ def _gradient(
 def _fold_edges(gradient: jax.Array) -> jax.Array:
     """Gradient of padding rows (axis 1) with copies of the border rows."""
     return gradient[:, 1:-1].at[:, 0].add(gradient[:, 0]).at[:, -1].add(gradient[:, -1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _fused_loss(
+    logits: jax.Array,
+    label: jax.Array,
+    class_weights: jax.Array | None,
+    ignore_label: int,
+    blocks: _Blocks,
+) -> jax.Array:
+    return _scan_blocks(logits, label, class_weights, ignore_label, blocks, with_gradient=False)[0]
+
+
+def _fused_backward(
+    ignore_label: int, blocks: _Blocks, gradient: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None, None]:
+    del ignore_label, blocks
+    return cotangent * gradient, None, None
+
+
+_fused_loss.defvjp(functools.partial(_scan_blocks, with_gradient=True), _fused_backward)
