@@ -12,15 +12,16 @@ import tempfile
 import pytest
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # Workers inherit it.
+    # Workers inherit it. Flags come after the caller's own, `--xla_cpu_max_isa=SSE4_2` for example.
     _cache = tempfile.mkdtemp(prefix="segmenter_jax_tests_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    )
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -12,7 +12,7 @@ from segmenter_jax.benchmark.report import publish
 from segmenter_jax.data.datasets import DATA_DIR
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS
-from segmenter_jax.models.segmenter import DTYPES
+from segmenter_jax.models.config import DTYPES
 from segmenter_jax.runtime.command import (
     run_command,
     scale_list,

@@ -28,8 +28,8 @@ from segmenter_jax.conversion.mmseg import MMSEG
 from segmenter_jax.conversion.reference import REFERENCE, VARIANT_FILE, read_variant
 from segmenter_jax.conversion.timm import TIMM
 from segmenter_jax.models import VARIANTS, SegmenterConfig
+from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import NORMALIZATION
-from segmenter_jax.models.segmenter import patch_grid
 from segmenter_jax.runtime.files import is_local
 
 # In the order of detection; the first three cannot be confused with each other.

@@ -12,9 +12,9 @@ import numpy as np
 from segmenter_jax.inference.geometry import check_image, scaled_image
 from segmenter_jax.inference.predictor import Picture, Predictor
 from segmenter_jax.models import Segmenter
+from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import normalize
-from segmenter_jax.models.segmenter import patch_grid
-from segmenter_jax.models.vit import ATTENTION_MAPS
+from segmenter_jax.models.transformer import ATTENTION_MAPS
 
 PARTS = ("encoder", "decoder")
 

@@ -29,8 +29,8 @@ from segmenter_jax.inference.geometry import (
 from segmenter_jax.inference.lanes import Call, Lanes
 from segmenter_jax.inference.merging import Merger, Version, check_outputs
 from segmenter_jax.models import Segmenter
+from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import normalize
-from segmenter_jax.models.segmenter import patch_grid
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,9 @@ Implementations, all without mask and for any number of tokens:
   heads: one head at a time, weights recomputed in the backward pass; the least memory of what runs
     everywhere.
   cudnn: fused kernel of NVIDIA's library, 16-bit types only.
-  pallas: fused Triton kernel that comes with JAX, NVIDIA.
-  tokamax: fused kernels of the optional package of that name, NVIDIA and TPU.
-  splash: fused kernel that comes with JAX, TPU.
-  auto: on a CPU "heads" for `_LONG` tokens or more, elsewhere the first fused kernel that passes
-    `probe`, else "xla".
+  splash: fused kernel for TPUs, which comes with JAX.
+  auto: on a CPU "heads" for `_LONG` tokens or more; elsewhere the platform's fused kernel for a
+    16-bit type, if it passes `probe`; else "xla".
 """
 
 import functools
@@ -23,11 +21,10 @@ import numpy as np
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 
-IMPLEMENTATIONS = ("auto", "xla", "heads", "cudnn", "pallas", "tokamax", "splash")
+IMPLEMENTATIONS = ("auto", "xla", "heads", "cudnn", "splash")
 
-# What "auto" tries for 16-bit types, best first. Only cudnn is split over devices by the compiler.
-_FUSED = {"gpu": ("cudnn", "tokamax", "pallas"), "tpu": ("splash",)}
-_PARTITIONED = ("cudnn",)
+# What "auto" tries for 16-bit types.
+_FUSED = {"gpu": "cudnn", "tpu": "splash"}
 
 # On a CPU "xla" is a little faster at every length, and from here on takes twice the memory of a
 # training step and more.
@@ -86,17 +83,19 @@ def _choose(shape: tuple[int, int, int], dtype: jnp.dtype, platform: str, num_de
     """What "auto" means for (T, heads, head_dim); the reason is logged once."""
     if platform == "cpu":
         return "heads" if shape[0] >= _LONG else "xla"
-    reasons = [] if dtype.itemsize == 2 else [f"no fused kernel is tried for {dtype}"]
-    for name in _FUSED.get(platform, ()) if dtype.itemsize == 2 else ():
-        if num_devices > 1 and name not in _PARTITIONED:
-            problem = f"not split over {num_devices} devices"
-        else:
-            problem = probe(name, shape, dtype)
-        if problem is None:
-            logger.info("attention: %s for %s %s (%s)", name, dtype, shape, reasons or "first")
-            return name
-        reasons.append(f"{name}: {problem}")
-    logger.warning("attention: xla for %s %s (%s)", dtype, shape, "; ".join(reasons))
+    fused = _FUSED.get(platform)
+    if fused is None:
+        problem = f"there is no fused kernel for {platform}"
+    elif dtype.itemsize != 2:
+        problem = f"{fused} is not tried for {dtype}"
+    elif fused == "splash" and num_devices > 1:
+        problem = f"the compiler does not split splash over {num_devices} devices"
+    else:
+        problem = probe(fused, shape, dtype)
+    if problem is None:
+        logger.info("attention: %s for %s %s", fused, dtype, shape)
+        return fused
+    logger.warning("attention: xla for %s %s, because %s", dtype, shape, problem)
     return "xla"
 
 
@@ -111,33 +110,46 @@ def probe(name: str, shape: tuple[int, int, int], dtype: jnp.dtype) -> str | Non
 
     Returns:
       None if it works, else why it does not.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the device's memory is full, which says nothing about the kernel.
     """
     rng = np.random.default_rng(0)
     # Two samples, and no more heads than needed: kernels are chosen by length and head size.
     inputs = [
         rng.normal(size=(2, shape[0], min(shape[1], 2), shape[2])).astype(dtype) for _ in range(4)
     ]
-
-    def run(kernel: Callable[..., jax.Array], inputs: list[np.ndarray]) -> list[np.ndarray]:
-        def outputs(query, key, value, cotangent):
-            out, backward = jax.vjp(kernel, query, key, value)
-            return out, *backward(cotangent)
-
-        # Compiled ahead of time, so that it also runs while another function is being traced.
-        result = jax.jit(outputs).lower(*inputs).compile()(*inputs)
-        return [np.asarray(x, np.float32) for x in result]
-
     try:
-        actual = run(_KERNELS[name], inputs)
+        program = _compile(_KERNELS[name], inputs)
     except Exception as error:  # Compilers raise anything; the reason is handed on.
         return f"{type(error).__name__}: {first_line(error)}"
-    expected = run(_xla, [x.astype(np.float32) for x in inputs])
+    try:
+        actual = jax.device_get(program(*inputs))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        return f"{type(error).__name__}: {first_line(error)}"
+    inputs = [x.astype(np.float32) for x in inputs]
+    expected = jax.device_get(_compile(_xla, inputs)(*inputs))
     tolerance = 2e-2 if dtype.itemsize == 2 else 1e-4
     for label, a, b in zip(("output", "dq", "dk", "dv"), actual, expected, strict=True):
-        error = np.abs(a - b).max() / np.abs(b).max()
+        error = np.abs(a.astype(np.float32) - b).max() / np.abs(b).max()
         if not error <= tolerance:
             return f"{label} differs from xla by {error:.1e} of its largest value"
     return None
+
+
+def _compile(kernel: Callable[..., jax.Array], inputs: list[np.ndarray]) -> jax.stages.Compiled:
+    """A kernel's output and gradients, compiled ahead of time.
+
+    So it also runs while another function is being traced.
+    """
+
+    def outputs(query, key, value, cotangent):
+        out, backward = jax.vjp(kernel, query, key, value)
+        return out, *backward(cotangent)
+
+    return jax.jit(outputs).lower(*inputs).compile()
 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -198,35 +210,6 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-def _tokamax(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    import tokamax  # Optional: needs Python 3.12.
-
-    return tokamax.dot_product_attention(query, key, value)
-
-
-def _pad_tokens(x: jax.Array, multiple: int, axis: int) -> jax.Array:
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, pad)
-
-
-def _pallas(
-    query: jax.Array, key: jax.Array, value: jax.Array, interpret: bool = False
-) -> jax.Array:
-    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
-
-    batch, length = query.shape[:2]
-    block = 64
-    padded = [_pad_tokens(x, block, axis=1) for x in (_scaled(query), key, value)]
-    # Padding forms a segment of its own: no real token sees it.
-    segments = (jnp.arange(padded[0].shape[1]) >= length).astype(jnp.int32)
-    segments = jnp.broadcast_to(segments, (batch, segments.size))
-    names = ("q", "k", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
-    sizes = BlockSizes(**{f"block_{name}": block for name in names})
-    out = mha(*padded, segments, sm_scale=1.0, block_sizes=sizes, interpret=interpret)
-    return out[:, :length]
-
-
 def _splash(
     query: jax.Array, key: jax.Array, value: jax.Array, interpret: bool = False
 ) -> jax.Array:
@@ -237,7 +220,8 @@ def _splash(
 
     length, heads = query.shape[1:3]
     block = 128
-    padded = [_pad_tokens(x.swapaxes(1, 2), block, axis=2) for x in (_scaled(query), key, value)]
+    padding = ((0, 0), (0, 0), (0, -length % block), (0, 0))
+    padded = [jnp.pad(x.swapaxes(1, 2), padding) for x in (_scaled(query), key, value)]
     padded_length = padded[0].shape[2]
     full = splash_attention_mask.FullMask((padded_length, padded_length))
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
@@ -246,17 +230,11 @@ def _splash(
         block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{n}": block for n in names}),
         interpret=interpret,
     )
+    # Padding forms a segment of its own: no real token sees it.
     segments = (jnp.arange(padded_length) >= length).astype(jnp.int32)
     segments = splash_attention_kernel.SegmentIds(q=segments, kv=segments)
     out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(*padded, segments)
     return out[:, :, :length].swapaxes(1, 2)
 
 
-_KERNELS = {
-    "xla": _xla,
-    "heads": _heads,
-    "cudnn": _cudnn,
-    "pallas": _pallas,
-    "tokamax": _tokamax,
-    "splash": _splash,
-}
+_KERNELS = {"xla": _xla, "heads": _heads, "cudnn": _cudnn, "splash": _splash}

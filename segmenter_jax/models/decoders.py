@@ -5,14 +5,15 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from segmenter_jax.models.layers import Dense, Gelu, LayerNorm, dense_init
-from segmenter_jax.models.vit import block_class
+from segmenter_jax.models.config import SegmenterConfig
+from segmenter_jax.models.layers import Dense, LayerNorm, dense_init
+from segmenter_jax.models.transformer import block_class, drop_path_rates
 
 
 class LinearDecoder(nn.Module):
     """One dense layer on every patch token. Source: Segmenter section 3.2, "Linear"."""
 
-    num_classes: int
+    config: SegmenterConfig
 
     @nn.compact
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
@@ -20,7 +21,7 @@ class LinearDecoder(nn.Module):
         del deterministic
         # Logits are float32 whatever the compute type.
         dense = nn.Dense(
-            self.num_classes,
+            self.config.num_classes,
             dtype=jnp.float32,
             precision=jax.lax.Precision.HIGHEST,
             kernel_init=dense_init,
@@ -42,45 +43,26 @@ class MaskTransformerDecoder(nn.Module):
     `proj_patch` / `proj_classes` = the same, `block_i` = blocks.i.
     """
 
-    num_classes: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    dropout_rate: float
-    drop_path_rate: float
-    layer_norm_eps: float
-    gelu: Gelu
-    attention: str
-    dtype: jnp.dtype
-    remat: bool = False
+    config: SegmenterConfig
 
     @nn.compact
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
         """Maps patch tokens (B, N, D) to float32 logits (B, N, num_classes)."""
+        c, block = self.config, self.config.decoder_block
         batch, num_patches, width = patches.shape
-        x = Dense(width, self.dtype, name="proj_dec")(patches)
-        classes = self.param("class_embedding", dense_init, (1, self.num_classes, width))
-        classes = jnp.broadcast_to(classes, (batch, self.num_classes, width)).astype(x.dtype)
+        x = Dense(width, block.dtype, name="proj_dec")(patches)
+        classes = self.param("class_embedding", dense_init, (1, c.num_classes, width))
+        classes = jnp.broadcast_to(classes, (batch, c.num_classes, width)).astype(x.dtype)
         x = jnp.concatenate([x, classes], axis=1)
-        for i in range(self.depth):
-            x = block_class(self.remat)(
-                self.num_heads,
-                self.mlp_dim,
-                self.dropout_rate,
-                self.drop_path_rate * i / max(self.depth - 1, 1),
-                self.layer_norm_eps,
-                self.gelu,
-                self.attention,
-                self.dtype,
-                name=f"block_{i}",
-            )(x, deterministic)
-        x = LayerNorm(self.layer_norm_eps, self.dtype, name="decoder_norm")(x)
+        for i, rate in enumerate(drop_path_rates(c.decoder_drop_path_rate, c.decoder_depth)):
+            x = block_class(c.remat)(block, rate, name=f"block_{i}")(x, deterministic)
+        x = LayerNorm(block.layer_norm_eps, block.dtype, name="decoder_norm")(x)
 
         projection_init = initializers.normal(width**-0.5)
         proj_patch = self.param("proj_patch", projection_init, (width, width))
         proj_classes = self.param("proj_classes", projection_init, (width, width))
-        patches = x[:, :num_patches] @ proj_patch.astype(self.dtype)
-        classes = x[:, num_patches:] @ proj_classes.astype(self.dtype)
+        patches = x[:, :num_patches] @ proj_patch.astype(block.dtype)
+        classes = x[:, num_patches:] @ proj_classes.astype(block.dtype)
         patches, classes = (_unit_norm(t.astype(jnp.float32)) for t in (patches, classes))
         masks = jnp.einsum("bnd,bkd->bnk", patches, classes, precision=jax.lax.Precision.HIGHEST)
-        return LayerNorm(self.layer_norm_eps, jnp.float32, name="mask_norm")(masks)
+        return LayerNorm(block.layer_norm_eps, jnp.float32, name="mask_norm")(masks)

@@ -7,9 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from segmenter_jax.models.segmenter import Segmenter, SegmenterConfig
+from segmenter_jax.models.config import SegmenterConfig
+from segmenter_jax.models.segmenter import Segmenter
 
 Params = dict[str, Any]
+
+# Parameters that are added, or are tokens; every other one is the matrix of a product.
+_NO_KERNELS = ("bias", "scale", "cls", "dist", "pos_embedding", "class_embedding")
+
+
+def is_kernel(path: tuple[Any, ...]) -> bool:
+    """Whether the parameter at a path of `jax.tree_util` is a matrix, which weight decay is for."""
+    return path[-1].key not in _NO_KERNELS
 
 
 def _image(config: SegmenterConfig) -> jax.ShapeDtypeStruct:

@@ -3,143 +3,16 @@
 Source: Strudel, Garcia, Laptev, Schmid, "Segmenter: Transformer for Semantic Segmentation", 2021.
 """
 
-import dataclasses
-import math
-from typing import Any, Literal
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from segmenter_jax.models.attention import IMPLEMENTATIONS
+from segmenter_jax.models.config import SegmenterConfig, patch_grid
 from segmenter_jax.models.decoders import LinearDecoder, MaskTransformerDecoder
-from segmenter_jax.models.layers import Gelu
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import VisionTransformer
 
-# Encoder sizes of the paper, table 1: name -> width, layers, heads.
-VARIANTS = {
-    "Ti": {"width": 192, "depth": 12, "num_heads": 3},
-    "S": {"width": 384, "depth": 12, "num_heads": 6},
-    "B": {"width": 768, "depth": 12, "num_heads": 12},
-    "L": {"width": 1024, "depth": 24, "num_heads": 16},
-}
-
-DTYPES = ("float32", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmenterConfig:
-    """Everything that defines a Segmenter network.
-
-    Attributes:
-      num_classes: number of classes K.
-      image_size: (height, width) in pixels that the position embeddings are made for: the training
-        crop. Other sizes work; the embeddings are then resized at run time.
-      width, depth, num_heads: encoder width D, layers and heads.
-      patch_size: side of a patch P, in pixels.
-      mlp_dim: hidden width of the MLPs; None means 4 * width.
-      in_channels: image channels.
-      distilled: a distillation token follows the class token (DeiT).
-      dropout_rate, drop_path_rate: of the encoder; stochastic depth grows linearly with depth.
-      decoder: "mask" or "linear".
-      decoder_depth, decoder_dropout_rate, decoder_drop_path_rate: of the mask decoder.
-      layer_norm_eps, gelu: what the weights were trained with; Google's 1e-6 and "tanh", the
-        reference Segmenter's 1e-5 and "exact".
-      dtype: compute type: "float32", "bfloat16", or "auto", which takes float32 on a CPU and
-        bfloat16 elsewhere; parameters, statistics, softmax, logits and loss are always float32.
-      attention: implementation, see `models.attention`.
-      remat: recompute each layer in the backward pass: less memory, more time, same results.
-      scan_layers: run the encoder's layers as a loop: compiled once whatever the depth, same
-        parameters and results but for the draws of dropout and stochastic depth.
-    """
-
-    num_classes: int
-    image_size: tuple[int, int]
-    width: int
-    depth: int
-    num_heads: int
-    patch_size: int = 16
-    mlp_dim: int | None = None
-    in_channels: int = 3
-    distilled: bool = False
-    dropout_rate: float = 0.0
-    drop_path_rate: float = 0.1
-    decoder: Literal["mask", "linear"] = "mask"
-    decoder_depth: int = 2
-    decoder_dropout_rate: float = 0.1
-    decoder_drop_path_rate: float = 0.0
-    layer_norm_eps: float = 1e-5
-    gelu: Gelu = "exact"
-    dtype: str = "float32"
-    attention: str = "auto"
-    remat: bool = False
-    scan_layers: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))
-        for field in ("num_classes", "width", "depth", "num_heads", "patch_size", "in_channels"):
-            if (value := getattr(self, field)) < 1:
-                raise ValueError(f"{field} must be at least 1, got {value}")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(
-                f"image_size must be two positive sizes in pixels, got {self.image_size}"
-            )
-        if self.width % self.num_heads:
-            raise ValueError(f"{self.width=} must be divisible by {self.num_heads=}")
-        choices = {
-            "decoder": ("mask", "linear"),
-            "gelu": ("exact", "tanh"),
-            "dtype": ("auto", *DTYPES),
-            "attention": IMPLEMENTATIONS,
-        }
-        for field, allowed in choices.items():
-            if (value := getattr(self, field)) not in allowed:
-                raise ValueError(f"{field}={value!r} is unknown; choose from {allowed}")
-        for field in dataclasses.fields(self):
-            if field.name.endswith("_rate") and not 0 <= getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be in [0, 1), got {getattr(self, field.name)}")
-
-    @classmethod
-    def from_variant(cls, variant: str, **overrides: Any) -> "SegmenterConfig":
-        """Configuration of a published size.
-
-        Args:
-          variant: name and patch size, for example "L/16".
-          **overrides: any other field; `num_classes` and `image_size` are required.
-
-        Raises:
-          ValueError: the variant is unknown.
-        """
-        name, _, patch = variant.partition("/")
-        if name not in VARIANTS or not patch.isdigit():
-            raise ValueError(
-                f"{variant=} is unknown; choose a size from {tuple(VARIANTS)} and a patch size, "
-                'for example "S/16"'
-            )
-        return cls(**(VARIANTS[name] | {"patch_size": int(patch)} | overrides))
-
-    @property
-    def compute_dtype(self) -> str:
-        """`dtype`, with "auto" decided by the devices at hand."""
-        if self.dtype != "auto":
-            return self.dtype
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches of an image of `image_size`."""
-        return patch_grid(self.image_size, self.patch_size)
-
-    @property
-    def num_extra_tokens(self) -> int:
-        """Class token, and distillation token where there is one."""
-        return 2 if self.distilled else 1
-
-
-def patch_grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of patches that cover an image of `size` (height, width) pixels."""
-    return math.ceil(size[0] / patch_size), math.ceil(size[1] / patch_size)
+_DECODERS = {"mask": MaskTransformerDecoder, "linear": LinearDecoder}
 
 
 class Segmenter(nn.Module):
@@ -148,40 +21,8 @@ class Segmenter(nn.Module):
     config: SegmenterConfig
 
     def setup(self) -> None:
-        c = self.config
-        dtype = jnp.dtype(c.compute_dtype)
-        shared = {
-            "layer_norm_eps": c.layer_norm_eps,
-            "gelu": c.gelu,
-            "attention": c.attention,
-            "dtype": dtype,
-            "remat": c.remat,
-        }
-        self.encoder = VisionTransformer(
-            width=c.width,
-            depth=c.depth,
-            num_heads=c.num_heads,
-            mlp_dim=c.mlp_dim or 4 * c.width,
-            patch_size=c.patch_size,
-            grid=c.grid,
-            distilled=c.distilled,
-            dropout_rate=c.dropout_rate,
-            drop_path_rate=c.drop_path_rate,
-            scan_layers=c.scan_layers,
-            **shared,
-        )
-        if c.decoder == "linear":
-            self.decoder = LinearDecoder(c.num_classes)
-        else:
-            self.decoder = MaskTransformerDecoder(
-                num_classes=c.num_classes,
-                depth=c.decoder_depth,
-                num_heads=max(c.width // 64, 1),
-                mlp_dim=4 * c.width,
-                dropout_rate=c.decoder_dropout_rate,
-                drop_path_rate=c.decoder_drop_path_rate,
-                **shared,
-            )
+        self.encoder = VisionTransformer(self.config)
+        self.decoder = _DECODERS[self.config.decoder](self.config)
 
     def encode(self, image: jax.Array, train: bool = False) -> jax.Array:
         """Normalised encoder tokens.

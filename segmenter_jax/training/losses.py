@@ -7,11 +7,12 @@ patches. Memory is one block plus one gradient of the size of the patch logits.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
+from segmenter_jax.models import upsample
 from segmenter_jax.models.resampling import resize_matrix
 
 Implementation = Literal["fused", "plain"]
@@ -62,44 +63,40 @@ def segmentation_loss(
         raise ValueError(
             f"label {label.shape} at {patch_size=} does not belong to logits {logits.shape}"
         )
-    if implementation not in Implementation.__args__:
-        raise ValueError(f"{implementation=} is unknown; choose from {Implementation.__args__}")
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"{implementation=} is unknown; choose from {get_args(Implementation)}")
     num_classes = logits.shape[-1]
     if class_weights is not None and class_weights.shape != (num_classes,):
         raise ValueError(f"class_weights must be ({num_classes},), got {class_weights.shape}")
 
-    valid = label != ignore_label
-    if class_weights is None:
-        pixel_weight = None
-        total = valid.sum().astype(jnp.float32)
-    else:
-        table = jax.lax.stop_gradient(jnp.asarray(class_weights, jnp.float32))
-        pixel_weight = jnp.where(valid, table[jnp.where(valid, label, 0)], 0)
-        total = pixel_weight.sum()
+    if class_weights is not None:
+        class_weights = jax.lax.stop_gradient(jnp.asarray(class_weights, jnp.float32))
+    known, weight = _known(label, class_weights, ignore_label)
+    total = weight.sum().astype(jnp.float32)
     logits = logits.astype(jnp.float32)
     if implementation == "plain":
-        return _plain_loss(logits, label, pixel_weight, patch_size, ignore_label), total
+        return _plain_loss(upsample(logits, label.shape[1:], patch_size), known, weight), total
     blocks = _blocks(logits.shape, label.shape[1:], patch_size, num_shards)
-    return _fused_loss(logits, label, pixel_weight, ignore_label, blocks), total
+    return _fused_loss(logits, label, class_weights, ignore_label, blocks), total
 
 
-def _plain_loss(
-    logits: jax.Array,
-    label: jax.Array,
-    pixel_weight: jax.Array | None,
-    patch_size: int,
-    ignore_label: int,
-) -> jax.Array:
-    rows, columns = (
-        jnp.asarray(resize_matrix(n, n * patch_size)[:size], jnp.float32)
-        for n, size in zip(logits.shape[1:3], label.shape[1:], strict=True)
-    )
-    logits = _matmul("xw,bywk->byxk", columns, _matmul("yh,bhwk->bywk", rows, logits))
+def _known(
+    label: jax.Array, class_weights: jax.Array | None, ignore_label: int
+) -> tuple[jax.Array, jax.Array]:
+    """Labels with a class in the place of ignored ones, int32, and weights, 0 for ignored ones.
+
+    Without class weights the weights are bool: their sum is then a count, exact for any number.
+    """
+    valid = label != ignore_label
+    known = jnp.where(valid, label, 0).astype(jnp.int32)
+    return known, valid if class_weights is None else jnp.where(valid, class_weights[known], 0)
+
+
+def _plain_loss(pixels: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
     # A comparison instead of a look-up: the gradient of a look-up is a scatter over all pixels.
-    is_label = label[..., None].astype(jnp.int32) == jnp.arange(logits.shape[-1])
-    picked = jnp.where(is_label, logits, 0).sum(-1)
-    weight = (label != ignore_label) if pixel_weight is None else pixel_weight
-    return (weight * (jax.nn.logsumexp(logits, axis=-1) - picked)).sum()
+    is_label = label[..., None] == jnp.arange(pixels.shape[-1])
+    picked = jnp.where(is_label, pixels, 0).sum(-1)
+    return (weight * (jax.nn.logsumexp(pixels, axis=-1) - picked)).sum()
 
 
 class _Blocks(NamedTuple):
@@ -124,48 +121,10 @@ def _blocks(
     return _Blocks(patch_size, rows, first, count, pad_top, count * rows - pad_top - size[0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _fused_loss(
-    logits: jax.Array,
-    label: jax.Array,
-    pixel_weight: jax.Array | None,
-    ignore_label: int,
-    blocks: _Blocks,
-) -> jax.Array:
-    return _scan_blocks(logits, label, pixel_weight, ignore_label, blocks, with_gradient=False)[0]
-
-
-def _fused_forward(
-    logits: jax.Array,
-    label: jax.Array,
-    pixel_weight: jax.Array | None,
-    ignore_label: int,
-    blocks: _Blocks,
-) -> tuple[jax.Array, jax.Array]:
-    return _scan_blocks(logits, label, pixel_weight, ignore_label, blocks, with_gradient=True)
-
-
-def _fused_backward(
-    ignore_label: int, blocks: _Blocks, gradient: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, None, None]:
-    del ignore_label, blocks
-    return cotangent * gradient, None, None
-
-
-_fused_loss.defvjp(_fused_forward, _fused_backward)
-
-
-def _split_rows(x: jax.Array, blocks: _Blocks, fill: int) -> jax.Array:
-    """(B, H, W) -> (count, B, rows, W)."""
-    pad = ((0, 0), (blocks.pad_top, blocks.pad_bottom), (0, 0))
-    x = jnp.pad(x, pad, constant_values=fill)
-    return jnp.moveaxis(x.reshape(x.shape[0], blocks.count, blocks.rows, x.shape[2]), 1, 0)
-
-
 def _scan_blocks(
     logits: jax.Array,
     label: jax.Array,
-    pixel_weight: jax.Array | None,
+    class_weights: jax.Array | None,
     ignore_label: int,
     blocks: _Blocks,
     with_gradient: bool,
@@ -177,52 +136,114 @@ def _scan_blocks(
     )
     # Pixels, not classes, are the fastest axis, so that sums over classes work on whole vectors.
     padded = jnp.pad(logits.swapaxes(2, 3), ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
-    # Half a patch above the image is where row interval 0, between patch rows -1 and 0, begins.
-    centre = 0.5 if blocks.patch_size % 2 == 0 else 1.0
 
-    def block_loss(carry, xs):
+    def add_block(carry, block):
         loss, gradient = carry
-        index, label, pixel_weight = xs
-        row, offset = jnp.divmod(index * blocks.rows, blocks.patch_size)
-        t = (offset + jnp.arange(blocks.rows) + centre) / blocks.patch_size
-        t = t[:, None, None].astype(jnp.float32)
-        above, below = jnp.split(jax.lax.dynamic_slice_in_dim(padded, row, 2, axis=1), 2, axis=1)
-        pixels = _matmul("bykw,xw->bykx", above + t * (below - above), to_pixels)
+        index, block_label = block
+        known, weight = _known(block_label[:, :, None], class_weights, ignore_label)
+        weight = weight.astype(jnp.float32)
+        row, below = _rows(index, blocks)
+        patches = jax.lax.dynamic_slice_in_dim(padded, row, 2, axis=1)
+        pixels = _pixel_logits(patches, below, to_pixels)
+        value, exponential, normaliser = _value(pixels, known, weight)
+        loss += value
+        if with_gradient:
+            d_pixels = _gradient(exponential, normaliser, known, weight)
+            update = _to_patches(d_pixels, below, to_pixels)
+            update += jax.lax.dynamic_slice_in_dim(gradient, row, 2, axis=1)
+            gradient = jax.lax.dynamic_update_slice_in_dim(gradient, update, row, axis=1)
+        return (loss, gradient), None
 
-        valid = label != ignore_label
-        weight = (valid if pixel_weight is None else pixel_weight)[:, :, None].astype(jnp.float32)
-        classes = jnp.arange(logits.shape[-1])[:, None]
-        is_label = jnp.where(valid, label.astype(jnp.int32), -1)[:, :, None] == classes
-        peak = pixels.max(axis=2, keepdims=True)
-        exponential = jnp.exp(pixels - peak)
-        normaliser = exponential.sum(axis=2, keepdims=True)
-        # A look-up, unlike in the plain form: nothing differentiates through this one.
-        index = jnp.where(valid, label, 0).astype(jnp.int32)[:, :, None]
-        picked = jnp.take_along_axis(pixels, index, axis=2)
-        # Per image: a sum over the batch here would be one collective per block on several devices.
-        loss += (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(1, 2, 3))
-        if not with_gradient:
-            return (loss, None), None
-
-        pixels = exponential * (weight / normaliser) - jnp.where(is_label, weight, 0)
-        partial = _matmul("bykx,xw->bykw", pixels, to_pixels)
-        to_below = (t * partial).sum(axis=1, keepdims=True)
-        update = jnp.concatenate([partial.sum(axis=1, keepdims=True) - to_below, to_below], axis=1)
-        update += jax.lax.dynamic_slice_in_dim(gradient, row, 2, axis=1)
-        return (loss, jax.lax.dynamic_update_slice_in_dim(gradient, update, row, axis=1)), None
-
-    xs = (
-        blocks.first + jnp.arange(blocks.count),
-        _split_rows(label, blocks, ignore_label),
-        None if pixel_weight is None else _split_rows(pixel_weight, blocks, 0),
-    )
+    xs = (blocks.first + jnp.arange(blocks.count), _split_rows(label, blocks, ignore_label))
     start = (jnp.zeros_like(padded[:, 0, 0, 0]), jnp.zeros_like(padded) if with_gradient else None)
-    (loss, gradient), _ = jax.lax.scan(block_loss, start, xs)
-    if not with_gradient:
-        return loss.sum(), None
-    return loss.sum(), _fold_edges(gradient).swapaxes(2, 3)
+    (loss, gradient), _ = jax.lax.scan(add_block, start, xs)
+    return loss.sum(), _fold_edges(gradient).swapaxes(2, 3) if with_gradient else None
+
+
+def _split_rows(x: jax.Array, blocks: _Blocks, fill: int) -> jax.Array:
+    """(B, H, W) -> (count, B, rows, W)."""
+    pad = ((0, 0), (blocks.pad_top, blocks.pad_bottom), (0, 0))
+    x = jnp.pad(x, pad, constant_values=fill)
+    return jnp.moveaxis(x.reshape(x.shape[0], blocks.count, blocks.rows, x.shape[2]), 1, 0)
+
+
+def _rows(index: jax.Array, blocks: _Blocks) -> tuple[jax.Array, jax.Array]:
+    """Patch row (of the padded ones) above a block, and the share of the one below: (rows, 1, 1).
+
+    Blocks count rows from P // 2 above the image. There the patch row above the image has its
+    centre, and pixel rows have theirs half a row further on; a whole row where P is odd, since
+    P // 2 is then half a row short of half a patch.
+    """
+    row, offset = jnp.divmod(index * blocks.rows, blocks.patch_size)
+    centre = 0.5 if blocks.patch_size % 2 == 0 else 1.0
+    below = (offset + jnp.arange(blocks.rows) + centre) / blocks.patch_size
+    return row, below[:, None, None].astype(jnp.float32)
+
+
+def _pixel_logits(patches: jax.Array, below: jax.Array, to_pixels: jax.Array) -> jax.Array:
+    """Two rows of patches (B, 2, K, w) to the pixels between them (B, rows, K, W)."""
+    first, second = jnp.split(patches, 2, axis=1)
+    return _matmul("bykw,xw->bykx", first + below * (second - first), to_pixels)
+
+
+def _to_patches(pixels: jax.Array, below: jax.Array, to_pixels: jax.Array) -> jax.Array:
+    """Transpose of `_pixel_logits`: (B, rows, K, W) to (B, 2, K, w)."""
+    partial = _matmul("bykx,xw->bykw", pixels, to_pixels)
+    second = (below * partial).sum(axis=1, keepdims=True)
+    return jnp.concatenate([partial.sum(axis=1, keepdims=True) - second, second], axis=1)
+
+
+def _value(
+    pixels: jax.Array, label: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Loss of each image (B,), and what the gradient needs of the softmax.
+
+    Args:
+      pixels: (B, rows, K, W).
+      label, weight: (B, rows, 1, W).
+
+    Returns:
+      loss: not summed over images, which would be one collective per block on several devices.
+      exponential, normaliser: their quotient is the softmax.
+    """
+    peak = pixels.max(axis=2, keepdims=True)
+    exponential = jnp.exp(pixels - peak)
+    normaliser = exponential.sum(axis=2, keepdims=True)
+    # A look-up, unlike in the plain form: nothing differentiates through this one.
+    picked = jnp.take_along_axis(pixels, label, axis=2)
+    loss = (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(1, 2, 3))
+    return loss, exponential, normaliser
+
+
+def _gradient(
+    exponential: jax.Array, normaliser: jax.Array, label: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """Gradient of `_value`'s loss with respect to the pixel logits."""
+    is_label = label == jnp.arange(exponential.shape[2])[:, None]
+    return exponential * (weight / normaliser) - jnp.where(is_label, weight, 0)
 
 
 def _fold_edges(gradient: jax.Array) -> jax.Array:
     """Gradient of padding rows (axis 1) with copies of the border rows."""
     return gradient[:, 1:-1].at[:, 0].add(gradient[:, 0]).at[:, -1].add(gradient[:, -1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _fused_loss(
+    logits: jax.Array,
+    label: jax.Array,
+    class_weights: jax.Array | None,
+    ignore_label: int,
+    blocks: _Blocks,
+) -> jax.Array:
+    return _scan_blocks(logits, label, class_weights, ignore_label, blocks, with_gradient=False)[0]
+
+
+def _fused_backward(
+    ignore_label: int, blocks: _Blocks, gradient: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None, None]:
+    del ignore_label, blocks
+    return cotangent * gradient, None, None
+
+
+_fused_loss.defvjp(functools.partial(_scan_blocks, with_gradient=True), _fused_backward)

@@ -5,6 +5,8 @@ import math
 import jax
 import optax
 
+from segmenter_jax.models.params import is_kernel
+
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("polynomial", "cosine")
 
@@ -93,10 +95,7 @@ def make_schedule(
 
 def _decays(params: optax.Params) -> optax.Params:
     # Biases, norms, tokens and position embeddings keep their scale: only kernels shrink.
-    def is_kernel(path, leaf):
-        return leaf.ndim > 1 and path[-1].key in ("kernel", "proj_patch", "proj_classes")
-
-    return jax.tree_util.tree_map_with_path(is_kernel, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_kernel(path), params)
 
 
 def layer_scales(params: optax.Params, layer_decay: float) -> optax.Params:

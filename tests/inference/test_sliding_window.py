@@ -206,10 +206,12 @@ def test_ids_alone_equal_ids_beside_probabilities(tiny):
     )
     images = random_images(4)
     alone = [maps["ids"] for _, maps in engine.predict(params, images)]
-    beside = [maps["ids"] for _, maps in engine.predict(params, images, ("ids", "probs"))]
-    for a, b in zip(alone, beside, strict=True):
-        assert a.dtype == np.uint8
-        np.testing.assert_array_equal(a, b)
+    beside = [maps["probs"] for _, maps in engine.predict(params, images, ("ids", "probs"))]
+    for ids, probs in zip(alone, beside, strict=True):
+        assert ids.dtype == np.uint8
+        # Two programs: float32 rounding may decide between equally probable classes.
+        picked = np.take_along_axis(probs, ids[..., None], -1)[..., 0]
+        np.testing.assert_allclose(picked, probs.max(-1), rtol=1e-6)
 
 
 def test_all_devices_give_what_one_gives():

@@ -53,15 +53,11 @@ def test_weights_are_those_of_the_output():
     np.testing.assert_allclose(attention(query, key, value), expected, atol=1e-6)
 
 
-# The kernels of accelerators run here in Pallas' interpreter, padded: 77 is no multiple of a block.
+# The kernel for TPUs runs here in Pallas' interpreter, padded: 77 is no multiple of a block.
 @pytest.mark.parametrize(
     "kernel, head_dim",
-    [
-        (module._heads, 16),
-        (functools.partial(module._splash, interpret=True), 64),
-        (functools.partial(module._pallas, interpret=True), 64),
-    ],
-    ids=["heads", "splash", "pallas"],
+    [(module._heads, 16), (functools.partial(module._splash, interpret=True), 64)],
+    ids=["heads", "splash"],
 )
 def test_output_and_gradients_equal_those_of_xla(kernel, head_dim):
     *inputs, cotangent = map(jnp.asarray, random_inputs(77, 2, head_dim))
@@ -147,20 +143,37 @@ def test_probe_runs_while_a_function_is_traced():
     traced(1.0)
 
 
-def test_auto_takes_the_first_fused_kernel_that_works(monkeypatch, caplog):
+def test_full_memory_is_not_taken_for_a_kernel_that_does_not_work(monkeypatch):
+    def too_much(query, key, value):
+        return value + jax.lax.optimization_barrier(jnp.zeros(1 << 46) + query.sum())[0]
+
+    monkeypatch.setitem(module._KERNELS, "cudnn", too_much)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        probe("cudnn", (31, 2, 8), jnp.dtype("float32"))
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, platform, num_devices, chosen, reason",
+    [
+        ((257, 3, 64), "bfloat16", "cpu", 1, "xla", ""),
+        ((1025, 3, 64), "bfloat16", "cpu", 1, "heads", ""),
+        ((1024, 3, 64), "bfloat16", "gpu", 8, "cudnn", "cudnn for bfloat16 (1024, 3, 64)"),
+        ((1025, 3, 64), "bfloat16", "gpu", 1, "xla", "because odd length"),
+        ((1024, 3, 64), "float32", "gpu", 1, "xla", "cudnn is not tried for float32"),
+        ((1025, 3, 64), "bfloat16", "tpu", 1, "splash", "splash for bfloat16 (1025, 3, 64)"),
+        ((1025, 3, 64), "bfloat16", "tpu", 8, "xla", "does not split splash over 8 devices"),
+        ((1025, 3, 64), "bfloat16", "metal", 1, "xla", "there is no fused kernel for metal"),
+    ],
+)
+def test_auto_takes_the_fused_kernel_that_works(
+    monkeypatch, caplog, shape, dtype, platform, num_devices, chosen, reason
+):
     caplog.set_level(logging.INFO)
-    problems = {"cudnn": "no execution plans", "tokamax": "not installed", "pallas": None}
-    monkeypatch.setattr(module, "probe", lambda name, shape, dtype: problems[name])
+    odd = lambda name, shape, dtype: "odd length" if name == "cudnn" and shape[0] % 2 else None  # noqa: E731
+    monkeypatch.setattr(module, "probe", odd)
     choose = module._choose.__wrapped__
-    half, single = jnp.dtype("bfloat16"), jnp.dtype("float32")
-    assert choose((1025, 3, 64), half, "cpu", 1) == "heads"
-    assert choose((257, 3, 64), half, "cpu", 1) == "xla"
-    assert choose((1025, 3, 64), half, "gpu", 1) == "pallas"
-    assert "cudnn: no execution plans" in caplog.text
-    assert choose((1025, 3, 64), half, "gpu", 8) == "xla"
-    assert "pallas: not split over 8 devices" in caplog.text
-    assert choose((1025, 3, 64), single, "gpu", 1) == "xla"
-    assert "no fused kernel is tried for float32" in caplog.text
+    assert choose(shape, jnp.dtype(dtype), platform, num_devices) == chosen
+    assert reason in caplog.text
 
 
 def test_errors_name_the_choice():

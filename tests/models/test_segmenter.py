@@ -9,7 +9,8 @@ import pytest
 
 from segmenter_jax.models import VARIANTS, Segmenter, SegmenterConfig, upsample
 from segmenter_jax.models.resampling import resize_matrix
-from segmenter_jax.models.vit import ATTENTION_MAPS, DropPath, resize_position_embedding
+from segmenter_jax.models.transformer import ATTENTION_MAPS, DropPath
+from segmenter_jax.models.vit import resize_position_embedding
 from tests.golden_params import NAMES, golden_config, golden_params
 
 # Parameters of the ViT alone, in millions, by published size.

@@ -8,7 +8,7 @@ import pytest
 
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.models.layers import Dense, LayerNorm, gelu
-from segmenter_jax.models.vit import Dropout, random_bits
+from segmenter_jax.models.transformer import Dropout, random_bits
 
 
 def tiny_config(**overrides):

@@ -111,7 +111,7 @@ def test_fused_equals_plain(batch, height, width, patch_size, num_classes, weigh
         fused = value_and_grad(logits, label, implementation="fused", **options)
     # The absolute part is rounding of the largest logits: with one class the loss itself is 0.
     np.testing.assert_allclose(fused[0], plain[0], rtol=1e-6, atol=1e-6 * label.size)
-    assert fused[1] == plain[1]
+    np.testing.assert_allclose(fused[1], plain[1], rtol=1e-6)
     np.testing.assert_allclose(fused[2], plain[2], rtol=1e-5, atol=1e-6 * np.abs(plain[2]).max())
 
 
@@ -145,8 +145,9 @@ def test_ignore_label_may_lie_among_the_classes(implementation):
     options = {"patch_size": 8, "implementation": implementation}
     inside = value_and_grad(logits, label, ignore_label=0, **options)
     outside = value_and_grad(logits, moved, **options)
+    # Two programs, which may add in another order: float32 rounding of the largest value.
     for a, b in zip(inside, outside, strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
 
 
 def test_fused_stays_finite_where_logits_are_huge():
@@ -175,7 +176,9 @@ def test_eight_devices_equal_one_with_one_collective_per_result():
     (sharded_total, sharded_weight), sharded_gradient = step(*args)
     np.testing.assert_allclose(sharded_total, total, rtol=1e-6)
     assert sharded_weight == weight
-    np.testing.assert_array_equal(sharded_gradient, gradient)
+    # Two programs, for one image and for eight, which add over pixels in another order: a small
+    # gradient has the rounding of the large terms that it is the sum of.
+    np.testing.assert_allclose(sharded_gradient, gradient, atol=1e-6 * np.abs(gradient).max())
     assert sharded_gradient.sharding.is_equivalent_to(sharding, 4)
     program = step.lower(*args).compile().as_text()
     assert program.count(" all-reduce(") == 2

@@ -1,0 +1,163 @@
+"""Transformer blocks, used by the encoder and by the mask decoder."""
+
+import dataclasses
+import functools
+import itertools
+import operator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from segmenter_jax.models.attention import attention, attention_weights
+from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, gelu
+
+# Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
+ATTENTION_MAPS = "attention_maps"
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """What all blocks of an encoder or a decoder share; see `SegmenterConfig` for the meaning.
+
+    A field that `SegmenterConfig` has under the same name reaches every block of the encoder, and
+    those of the mask decoder where `SegmenterConfig.decoder_block` does not replace it.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    dropout_rate: float
+    layer_norm_eps: float
+    gelu: Gelu
+    attention: str
+    dtype: jnp.dtype
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with separate query, key, value and out parameters."""
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+        batch, length, width = x.shape
+        dtype, heads = self.config.dtype, self.config.num_heads
+        head_dim = width // heads
+        parts = [
+            KernelBias((width, heads, head_dim), (heads, head_dim), name=name)()
+            for name in ("query", "key", "value")
+        ]
+        # One matmul for the three projections: a wider product, and one read of x.
+        kernel = jnp.concatenate([k.reshape(width, width) for k, _ in parts], axis=1)
+        bias = jnp.concatenate([b.reshape(width) for _, b in parts])
+        qkv = dense(x, kernel.astype(dtype), bias.astype(dtype))
+        qkv = qkv.reshape(batch, length, 3, heads, head_dim)
+        # A split, not three slices: its gradient is one concatenation instead of three padded sums.
+        query, key, value = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
+
+        if self.is_mutable_collection(ATTENTION_MAPS):
+            self.sow(ATTENTION_MAPS, "weights", attention_weights(query, key))
+        y = attention(query, key, value, self.config.attention)
+
+        kernel, bias = KernelBias((heads, head_dim, width), (width,), name="out")()
+        kernel = kernel.reshape(width, width)
+        y = y.reshape(batch, length, width)
+        return dense(y, kernel.astype(dtype), bias.astype(dtype))
+
+
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform uint32 by two rounds of an integer hash of each element's index and the key.
+
+    Enough for dropout masks, and a twentieth of the cost of `jax.random.bits` on a CPU. Like it,
+    an element's bits depend on its index alone, not on how the array is split over devices.
+    Source: the mixing function "lowbias32" of C. Wellons' hash-prospector.
+    """
+
+    def mix(x: jax.Array) -> jax.Array:
+        x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+        x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+        return x ^ (x >> 16)
+
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis, stride in enumerate(itertools.accumulate(shape[:0:-1], operator.mul, initial=1)):
+        axis = len(shape) - 1 - axis
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return mix(mix(index + seed[0]) ^ seed[1])
+
+
+class Dropout(nn.Module):
+    """Zeroes elements with probability `rate`, scales what is kept by 1/keep."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = random_bits(self.make_rng("dropout"), x.shape) < jnp.uint32(keep * 2**32)
+        return jnp.where(mask, x / keep, jnp.zeros((), x.dtype))
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a GELU between them."""
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+        c, width = self.config, x.shape[-1]
+        x = gelu(Dense(c.mlp_dim, c.dtype, name="Dense_0")(x), c.gelu)
+        x = Dropout(c.dropout_rate)(x, deterministic)
+        x = Dense(width, c.dtype, name="Dense_1")(x)
+        return Dropout(c.dropout_rate)(x, deterministic)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch per sample, scales what is kept by 1/keep.
+
+    The rate is an array where layers are scanned, since each has its own.
+    """
+
+    rate: float | jax.Array
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or (isinstance(self.rate, float) and self.rate == 0.0):
+            return x
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1))
+        # A rate that is an array is float32, whatever x is.
+        return jnp.where(mask, (x / keep).astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, used by the encoder and by the mask decoder."""
+
+    config: BlockConfig
+    drop_path_rate: float | jax.Array
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+        c = self.config
+        norm = functools.partial(LayerNorm, c.layer_norm_eps, c.dtype)
+        drop_path = DropPath(self.drop_path_rate)
+        y = Attention(c, name="attention")(norm(name="LayerNorm_0")(x))
+        y = Dropout(c.dropout_rate)(y, deterministic)
+        x = x + drop_path(y, deterministic)
+        y = Mlp(c, name="mlp")(norm(name="LayerNorm_1")(x), deterministic)
+        return x + drop_path(y, deterministic)
+
+
+def block_class(remat: bool) -> type[Block]:
+    """`Block`, or one that recomputes its activations in the backward pass; same parameters."""
+    return nn.remat(Block, static_argnums=(2,)) if remat else Block
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Rate of stochastic depth of each block: from 0, linearly, to `last`."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
