@@ -11,7 +11,7 @@ from segmenter_jax.runtime.config_flag import ConfigFileParser
 @pytest.fixture
 def given(monkeypatch):
     """Gives flags to the command, which shall leave this process as it is."""
-    for name in ("keep_freed_memory", "use_compilation_cache", "logging.setup_console"):
+    for name in ("keep_freed_memory", "use_compilation_cache", "console.setup_console"):
         monkeypatch.setattr(f"segmenter_jax.main.{name}", lambda *_, **__: None)
     yield lambda *words: main.FLAGS(
         ["main", "--config=configs/folder.py", "--workdir=run", "--num_processes=1", *words]

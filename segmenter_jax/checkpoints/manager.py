@@ -163,7 +163,7 @@ class Checkpoints:
             logger.warning("checkpoint %s is damaged, and kept as %s: %s", path, aside.name, reason)
         if damaged:
             # After the renames, in every process.
-            processes.broadcast(0)
+            processes.barrier("damaged checkpoints set aside")
             self._manager.reload()
 
     def _not_written(self, error: Exception) -> CheckpointError:
