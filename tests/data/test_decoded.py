@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segmenter_jax import prepare_data
-from segmenter_jax.benchmark.stages import measure_stages
+from segmenter_jax.benchmark.loader import measure_stages
 from segmenter_jax.data.datasets import build_dataset, open_dataset
 from segmenter_jax.data.decoded import DecodedSource, decoded_folder, write_decoded
 from segmenter_jax.data.pipeline import eval_examples, train_batches
