@@ -24,8 +24,8 @@ def quiet(monkeypatch):
 def given(monkeypatch):
     """Gives flags to the command."""
 
-    def parse(*words):
-        words = ["main", "--config=configs/folder.py", "--workdir=run", "--num_processes=1", *words]
+    def parse(*words, run=("--config=configs/folder.py", "--workdir=run")):
+        words = ["main", "--num_processes=1", *run, *words]
         # Overrides of a config are read from there.
         monkeypatch.setattr(sys, "argv", words)
         main.parse_flags(words)
@@ -216,7 +216,7 @@ def test_failures_are_one_clear_line_and_code_1(
     given, source, tmp_path, capsys, overrides, message
 ):
     overrides = {"mesh__num_devices": 1} | overrides
-    given(*train_arguments(tmp_path / "run", source, **overrides)[2:])
+    given(run=train_arguments(tmp_path / "run", source, **overrides)[2:])
     assert main.main(["main"]) == 1
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1] and error.splitlines()[-1].startswith("error: ")

@@ -302,3 +302,5 @@ def _log_run(experiment: Experiment, state: TrainState) -> None:
         _count("host", jax.process_count()),
         f"batch {experiment.config.batch_size}, compute {program.model.config.compute_dtype}",
     )
+    if seconds := experiment.config.log.stall_seconds:
+        logger.info('"Timeout" and what every thread is doing: no step ended for %g s', seconds)

@@ -28,7 +28,7 @@ def filled(rows, **fields):
 def test_means_are_those_of_the_steps_since_the_last_line(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(step_metrics.time, "monotonic", lambda: clock[0])
-    progress = filled([row(loss=1.0), row(loss=3.0, learning_rate=0.25)])
+    progress = filled([row(loss=1.0), row(loss=3.0, learning_rate=0.25)], started=100.0)
     clock[0] += 5.0
     progress.paused = 1.0
     values = progress.fetch()
