@@ -71,13 +71,13 @@ def main(argv: list[str]) -> int:
 
 def _exit_code(code: int) -> int:
     """The code; one of several processes leaves with it at once, so that the others notice."""
-    if processes.several():
+    if processes.distributed():
         processes.leave(code)
     return code
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, jax.errors.JaxRuntimeError) and processes.several():
+    if isinstance(error, jax.errors.JaxRuntimeError) and processes.distributed():
         return f"another process of this run is gone, or cannot be reached: {one_line(error)}"
     return one_line(error)
 

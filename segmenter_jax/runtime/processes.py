@@ -110,7 +110,7 @@ def _join(how: str, given: dict) -> None:
     # JAX swallows SIGTERM from here on; until the run listens to it, it shall end the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # On CPUs a group of devices must connect within 30 seconds of its first use, which is now.
-    highest(0)
+    maximum(0)
     barrier("met")
 
 
@@ -157,30 +157,30 @@ def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
     return bool(devices) and not hosts and "TPU_SKIP_MDS_QUERY" not in environment
 
 
-def several() -> bool:
+def distributed() -> bool:
     """Whether this process is one of several; starts no device."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def broadcast(value: int) -> int:
     """The value that process 0 gives, an int32."""
-    return highest(value if jax.process_index() == 0 else np.iinfo(np.int32).min)
+    return maximum(value if jax.process_index() == 0 else np.iinfo(np.int32).min)
 
 
-def highest(value: int) -> int:
+def maximum(value: int) -> int:
     """The largest of the values that the processes give, int32."""
-    return value if jax.process_count() == 1 else int(highest_later(value))
+    return value if jax.process_count() == 1 else int(maximum_async(value))
 
 
-def highest_later(value: int) -> jax.Array:
-    """As `highest`, without waiting for the other processes: reading the result waits for them."""
-    program, place = _highest()
+def maximum_async(value: int) -> jax.Array:
+    """As `maximum`, without waiting for the other processes: reading the result waits for them."""
+    program, place = _maximum()
     values = np.full(jax.local_device_count(), value, np.int32)
     return program(jax.make_array_from_process_local_data(place, values))
 
 
 @functools.cache
-def _highest() -> tuple[Callable[[jax.Array], jax.Array], NamedSharding]:
+def _maximum() -> tuple[Callable[[jax.Array], jax.Array], NamedSharding]:
     mesh = Mesh(np.array(jax.devices()), ("device",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(jnp.max, out_shardings=everywhere), NamedSharding(mesh, PartitionSpec("device"))

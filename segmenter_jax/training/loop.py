@@ -280,13 +280,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         validation = Validation(experiment, workdir, log)
         profile = StepProfile(workdir, step, config.log.profile_steps)
         loop = _Loop(experiment, state, checkpoints, log, validation, profile, stop)
-        # The loop's alone: a step donates it.
-        del state
         try:
             results = loop.run()
         except BaseException as error:
             # Another process may be gone; then a running write waits for it in vain.
-            if not (isinstance(error, jax.errors.JaxRuntimeError) and processes.several()):
+            if not (isinstance(error, jax.errors.JaxRuntimeError) and processes.distributed()):
                 loop.abandon()
             raise
         loop.close()

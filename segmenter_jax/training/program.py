@@ -201,7 +201,7 @@ def _loss_and_grads(
     def grad_fn(image: jax.Array, label: jax.Array, key: jax.Array):
         value_and_grad = jax.value_and_grad(loss_sum, argnums=1, has_aux=True)
         loss, grads = value_and_grad(program, trained, frozen, image, label, key)
-        return loss, sharding.cut(grads, mesh)
+        return loss, sharding.scatter(grads, mesh)
 
     parts = program.options.grad_accum_steps
     if parts == 1:
@@ -215,7 +215,7 @@ def _loss_and_grads(
             (loss, weight), grads = grad_fn(*part)
             return jax.tree.map(jnp.add, carry, (loss, weight, grads)), None
 
-        zero_grads = sharding.cut(jax.tree.map(jnp.zeros_like, trained), mesh)
+        zero_grads = sharding.scatter(jax.tree.map(jnp.zeros_like, trained), mesh)
         zero = (jnp.zeros(()), jnp.zeros(()), zero_grads)
         keys = jax.random.split(key, parts)
         (total, weight, grads), _ = jax.lax.scan(body, zero, (split(image), split(label), keys))

@@ -50,12 +50,12 @@ class StopRequest:
         """Whether to stop here; all processes call it once a step, and get the same answer."""
         if jax.process_count() == 1:
             return self.received is not None
-        self._answers.append(processes.highest_later(self.received is not None))
+        self._answers.append(processes.maximum_async(self.received is not None))
         return len(self._answers) > LAG and bool(self._answers.popleft())
 
     def agreed_now(self) -> bool:
         """As `agreed`, but waits for the other processes."""
-        return bool(processes.highest(self.received is not None))
+        return bool(processes.maximum(self.received is not None))
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
