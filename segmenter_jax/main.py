@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 
 config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
 FLAGS["config"].parser = ConfigFileParser("config")
-flags.DEFINE_string("workdir", None, "Folder of the run; a run that is there is gone on with.")
+flags.DEFINE_string("workdir", None, "Run folder; an existing run resumes.")
 flags.DEFINE_bool("debug", False, "Show tracebacks of errors.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", None, "Number of processes; 1 detects no others.")
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         results = train_and_evaluate(FLAGS.config, FLAGS.workdir)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return _left(INTERRUPTED)
+        return _exit_code(INTERRUPTED)
     except (
         ValueError,
         OSError,
@@ -61,23 +61,23 @@ def main(argv: list[str]) -> int:
     ) as error:
         if FLAGS.debug:
             traceback.print_exc()
-        print(f"error: {_told(error)}", file=sys.stderr)
-        return _left(USAGE if isinstance(error, processes.UsageError) else FAILED)
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return _exit_code(USAGE if isinstance(error, processes.UsageError) else FAILED)
     except Exception:
         traceback.print_exc()
-        return _left(FAILED)
+        return _exit_code(FAILED)
     return FLAGS.interrupted_code if results is None else 0
 
 
-def _left(code: int) -> int:
-    """The code; of several processes, the others are told by a connection that breaks."""
-    if processes.several():
+def _exit_code(code: int) -> int:
+    """The code; one of several processes leaves with it at once, so that the others notice."""
+    if processes.distributed():
         processes.leave(code)
     return code
 
 
-def _told(error: Exception) -> str:
-    if isinstance(error, jax.errors.JaxRuntimeError) and processes.several():
+def _message(error: Exception) -> str:
+    if isinstance(error, jax.errors.JaxRuntimeError) and processes.distributed():
         return f"another process of this run is gone, or cannot be reached: {one_line(error)}"
     return one_line(error)
 

@@ -13,10 +13,11 @@ from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.inference.attention_maps import look
 from segmenter_jax.inference.predictor import load
 from segmenter_jax.pictures import legend, overlay
-from segmenter_jax.pictures.figures import attention_figure, curves_figure, read_metrics
+from segmenter_jax.pictures.figures import attention_figure, curves_figure
 from segmenter_jax.pictures.overlays import as_rgb
 from segmenter_jax.pictures.sheets import Entry, contact_sheet, stack
 from segmenter_jax.runtime.command import run_command, use_compilation_cache
+from segmenter_jax.training.run_log import read_metrics
 
 
 def _pixel(text: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import types
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from segmenter_jax.configs import common
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.models import Segmenter
-from segmenter_jax.training import experiment, sharding
+from segmenter_jax.training import experiment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
@@ -56,8 +57,7 @@ def test_config_builds_its_model_and_schedule(name):
     colors = tuple((i, i, i) for i in range(num_classes))
     spec = DatasetSpec("any", tuple(map(str, range(num_classes))), colors)
     description = experiment.describe(config, spec)
-    schedule = experiment.make_schedule(config)
-    experiment.make_optimizer(config)
+    _, schedule = experiment.make_optimization(config)
     experiment.make_transform(config, spec)
     assert schedule(config.total_steps) == pytest.approx(config.optimizer.min_learning_rate)
 
@@ -98,22 +98,48 @@ def test_no_field_is_read_with_a_default_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("group", "field", "value", "message"),
+    ("value", "message"),
     [
-        ("loss", "class_weights", (1.0, 2.0), "has 2 values, the dataset 'any' has 3 classes"),
-        ("loss", "class_weights", (1.0, -1.0, 1.0), "must be numbers of at least 0, not all 0"),
-        ("loss", "class_weights", (0.0, 0.0, 0.0), "must be numbers of at least 0, not all 0"),
-        ("loss", "class_weights", (1.0, "a", 1.0), "must be numbers of at least 0, not all 0"),
-        (None, "ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1.0"),
-        ("optimizer", "max_skipped_updates", -1, "max_skipped_updates must be at least 0, got -1"),
+        ((1.0, 2.0), "has 2 values, the dataset 'any' has 3 classes"),
+        ((1.0, -1.0, 1.0), "must be numbers of at least 0, not all 0"),
+        ((0.0, 0.0, 0.0), "must be numbers of at least 0, not all 0"),
+        ((1.0, "a", 1.0), "must be numbers of at least 0, not all 0"),
     ],
 )
-def test_wrong_options_are_refused(group, field, value, message):
+def test_wrong_class_weights_are_refused(value, message):
     config = common.get_config()
-    setattr(config[group] if group else config, field, value)
+    config.loss.class_weights = value
     description = experiment.describe(config, DatasetSpec("any", tuple("abc"), ((0, 0, 0),) * 3))
     with pytest.raises(ValueError, match=message):
-        experiment.make_options(config, description, sharding.make_mesh())
+        experiment.make_options(config, description)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ema_decay", 1.0, r"config\.ema_decay must be in \[0, 1\), got 1.0"),
+        ("total_steps", 0, r"config\.total_steps must be at least 1, got 0"),
+        ("optimizer.max_skipped_updates", -1, r"max_skipped_updates must be at least 0, got -1"),
+        ("log.profile_steps", -1, r"config\.log\.profile_steps must be at least 0, got -1"),
+        ("log.stall_seconds", -1.0, r"config\.log\.stall_seconds must be at least 0, got -1"),
+        ("mesh.fsdp", 3, r"config\.mesh: fsdp=3 does not divide 8 devices"),
+        ("optimizer.momentum", 1.5, r"config\.optimizer: momentum must be in \[0, 1\), got 1.5"),
+        ("augment.flip_prob", 2.0, r"config\.augment: .*flip_prob"),
+        ("augment.normalization", "a", r"config\.augment\.normalization='a' is unknown"),
+        ("model.gelu", "b", r"config\.model: .*gelu"),
+        ("eval.window", 50, r"config\.eval: window=50 must be a positive multiple of"),
+        ("eval.batch_size", 0, r"config\.eval: batch_size must be at least 1 or None, got 0"),
+        ("loss.class_weights", (1.0,), r"config\.loss: class_weights has 1 values"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_place_of_their_field(monkeypatch, name, value, message):
+    config = common.get_config()
+    config.update_from_flattened_dict({name: value})
+    spec = DatasetSpec("any", tuple("abc"), ((0, 0, 0),) * 3)
+    dataset = types.SimpleNamespace(spec=spec, source=lambda _: ())
+    monkeypatch.setattr(experiment, "build_dataset", lambda *_: dataset)
+    with pytest.raises(ValueError, match=message):
+        experiment.build(config)
 
 
 def test_layer_decay_of_a_frozen_encoder_is_refused():
@@ -121,7 +147,7 @@ def test_layer_decay_of_a_frozen_encoder_is_refused():
     config.optimizer.freeze_encoder = True
     config.optimizer.layer_decay = 0.75
     with pytest.raises(ValueError, match=r"layer_decay=0.75 .*freeze_encoder"):
-        experiment.make_optimizer(config)
+        experiment.make_optimization(config)
 
 
 @pytest.mark.parametrize("name", sorted(PAPER))

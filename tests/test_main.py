@@ -6,17 +6,31 @@ import pytest
 
 from segmenter_jax import main
 from segmenter_jax.runtime.config_flag import ConfigFileParser
+from tests.tiny_runs import train_arguments, write_dataset
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """The command leaves this process as it is."""
+    for name in ("keep_freed_memory", "use_compilation_cache", "console.setup_console"):
+        monkeypatch.setattr(f"segmenter_jax.main.{name}", lambda *_, **__: None)
+    yield
+    main.FLAGS.unparse_flags()
+    for name in [name for name in main.FLAGS if name.startswith("config.")]:
+        delattr(main.FLAGS, name)
 
 
 @pytest.fixture
 def given(monkeypatch):
-    """Gives flags to the command, which shall leave this process as it is."""
-    for name in ("keep_freed_memory", "use_compilation_cache", "logging.setup_console"):
-        monkeypatch.setattr(f"segmenter_jax.main.{name}", lambda *_, **__: None)
-    yield lambda *words: main.FLAGS(
-        ["main", "--config=configs/folder.py", "--workdir=run", "--num_processes=1", *words]
-    )
-    main.FLAGS.unparse_flags()
+    """Gives flags to the command."""
+
+    def parse(*words, run=("--config=configs/folder.py", "--workdir=run")):
+        words = ["main", "--num_processes=1", *run, *words]
+        # Overrides of a config are read from there.
+        monkeypatch.setattr(sys, "argv", words)
+        main.parse_flags(words)
+
+    return parse
 
 
 @pytest.mark.parametrize(
@@ -45,10 +59,7 @@ def refused(monkeypatch, capsys):
         assert stop.value.code == 2
         return capsys.readouterr().err
 
-    yield parse
-    main.FLAGS.unparse_flags()
-    for name in [name for name in main.FLAGS if name.startswith("config.")]:
-        delattr(main.FLAGS, name)
+    return parse
 
 
 def test_a_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
@@ -182,3 +193,37 @@ def test_only_a_run_that_is_not_finished_leaves_with_the_code_asked_for(
     given(*words)
     monkeypatch.setattr(main, "train_and_evaluate", lambda *_: results)
     assert main.main(["main"]) == code
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"dataset__name": "shapez", "dataset__source": ""}, "unknown dataset 'shapez'"),
+        ({"dataset__train_split": "training"}, "no split 'training'"),
+        ({"batch_size": 3, "grad_accum_steps": 2}, "batch_size=3 (global) does not divide"),
+        ({"model__variant": "XL/16"}, "variant='XL/16' is unknown"),
+        ({"optimizer__name": "lion"}, "'lion' is unknown; choose from ('sgd', 'adamw')"),
+        ({"augment__normalization": "imagenet"}, "normalization='imagenet' is unknown"),
+        ({"checkpoint__keep": 0}, "checkpoint.keep must be at least 1"),
+    ],
+)
+def test_failures_are_one_clear_line_and_code_1(
+    given, source, tmp_path, capsys, overrides, message
+):
+    overrides = {"mesh__num_devices": 1} | overrides
+    given(run=train_arguments(tmp_path / "run", source, **overrides)[2:])
+    assert main.main(["main"]) == 1
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1] and error.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in error
+
+
+def test_unknown_field_is_refused_before_anything_runs(refused, source, tmp_path):
+    arguments = train_arguments(tmp_path / "run", source, model__widht=64)[2:]
+    assert "widht" in refused(*arguments)
+    assert not (tmp_path / "run").exists()

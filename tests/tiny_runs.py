@@ -8,9 +8,11 @@ import sys
 
 import cv2
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from segmenter_jax.configs import folder as folder_config
 from segmenter_jax.data.builders.shapes import render_scene
 from segmenter_jax.data.specs import SHAPES
 
@@ -85,11 +87,24 @@ def run_python(*arguments: object, devices: int = 1) -> subprocess.CompletedProc
     )
 
 
+def _values(source: pathlib.Path, overrides: dict[str, object]) -> dict[str, object]:
+    values = {"dataset.source": source, "dataset.data_dir": source.parent / "built"}
+    return OVERRIDES | values | {n.replace("__", "."): v for n, v in overrides.items()}
+
+
+def tiny_config(source: pathlib.Path, **overrides: object) -> ml_collections.ConfigDict:
+    """Config of a tiny run in this process, on one device; write "__" for "." in names."""
+    values = {"mesh.num_devices": 1} | _values(source, overrides)
+    config = folder_config.get_config()
+    config.update_from_flattened_dict(
+        {n: str(v) if isinstance(v, pathlib.Path) else v for n, v in values.items()}
+    )
+    return config
+
+
 def train_arguments(workdir: pathlib.Path, source: pathlib.Path, **overrides: object) -> list[str]:
     """Arguments of a tiny run of configs/folder.py; write "__" for "." in names."""
-    values = OVERRIDES | {"dataset.source": source, "dataset.data_dir": source.parent / "built"}
-    values |= {name.replace("__", "."): value for name, value in overrides.items()}
-    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    flags = [f"--config.{name}={value}" for name, value in _values(source, overrides).items()]
     return [
         "-m",
         "segmenter_jax.main",

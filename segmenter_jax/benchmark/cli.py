@@ -1,34 +1,39 @@
 """Command line of the benchmarks."""
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 
-from segmenter_jax.benchmark import collectives, flops, kernels
-from segmenter_jax.benchmark import programs as network
-from segmenter_jax.benchmark.measure import environment
+from segmenter_jax.benchmark import flops
+from segmenter_jax.benchmark.collectives import benchmark_collectives
+from segmenter_jax.benchmark.inference import benchmark_evaluate, benchmark_infer
+from segmenter_jax.benchmark.kernels import benchmark_attention, benchmark_loss
+from segmenter_jax.benchmark.loader import LoaderSettings, benchmark_loader
+from segmenter_jax.benchmark.measure import Result, Timing, environment
 from segmenter_jax.benchmark.report import publish
-from segmenter_jax.data.datasets import DATA_DIR
+from segmenter_jax.benchmark.step import StepSettings, benchmark_step
+from segmenter_jax.data.datasets import DATA_DIR, build_dataset
+from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.config import DTYPES
-from segmenter_jax.runtime.command import (
-    run_command,
-    scale_list,
-    use_compilation_cache,
-)
+from segmenter_jax.runtime.command import run_command, scale_list, use_compilation_cache
 from segmenter_jax.runtime.host import keep_freed_memory
-from segmenter_jax.training.losses import Implementation
 
-SUBJECTS = {
-    "step": network.benchmark_step,
-    "infer": network.benchmark_infer,
-    "evaluate": network.benchmark_evaluate,
-    "loader": network.benchmark_loader,
-    "collectives": collectives.benchmark_collectives,
-    "attention": kernels.benchmark_attention,
-    "loss": kernels.benchmark_loss,
+SUBJECTS: dict[str, Callable[[SegmenterConfig, argparse.Namespace], Result]] = {
+    "step": lambda model, a: benchmark_step(model, _step(a), _timing(a)),
+    "infer": lambda model, a: benchmark_infer(model, _inference(a), a.devices, _timing(a)),
+    "evaluate": lambda model, a: benchmark_evaluate(
+        model, _inference(a), a.devices, build_dataset(a.dataset, a.data_dir), a.split, a.profile
+    ),
+    "loader": lambda model, a: benchmark_loader(
+        model, _step(a), build_dataset(a.dataset, a.data_dir), a.split, _loader(a), _timing(a)
+    ),
+    "collectives": lambda model, a: benchmark_collectives(model, _step(a), a.show),
+    "attention": lambda model, a: benchmark_attention(model, a.batch_size, _timing(a)),
+    "loss": lambda model, a: benchmark_loss(model, a.batch_size, _timing(a)),
 }
 
 _HELP = {
@@ -87,7 +92,6 @@ def _parser() -> argparse.ArgumentParser:
         )
     for name in ("step", "collectives", "loader"):
         p = parsers[name]
-        p.add_argument("--loss", choices=Implementation.__args__, default="fused")
         p.add_argument("--grad_accum_steps", type=int, default=1)
         p.add_argument("--fsdp", type=int, default=1, help="pieces that parameters are cut into")
         p.add_argument(
@@ -114,6 +118,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _step(a: argparse.Namespace) -> StepSettings:
+    return StepSettings(a.batch_size, a.devices, a.fsdp, a.grad_accum_steps, a.photometric)
+
+
+def _inference(a: argparse.Namespace) -> InferenceSettings:
+    return InferenceSettings(
+        window=a.size,
+        stride=a.stride or a.size,
+        scales=a.scales,
+        flip=a.flip,
+        batch_size=a.batch_size,
+    )
+
+
+def _loader(a: argparse.Namespace) -> LoaderSettings:
+    return LoaderSettings(a.num_workers, a.num_threads, a.prefetch, a.rounds)
+
+
+def _timing(a: argparse.Namespace) -> Timing:
+    peak = (a.peak_tflops, "--peak_tflops") if a.peak_tflops else flops.peak_tflops()
+    timing = Timing(a.steps, a.warmup, peak)
+    if a.subject in ("step", "infer"):
+        return dataclasses.replace(timing, profile=a.profile, profile_steps=a.profile_steps)
+    return timing
+
+
 def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
     """Network that the flags describe."""
     sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
@@ -137,8 +167,6 @@ def _command(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     use_compilation_cache()
     config = model_config(arguments)
-    peak = arguments.peak_tflops
-    arguments.peak = (peak, "--peak_tflops") if peak else flops.peak_tflops()
     values = SUBJECTS[arguments.subject](config, arguments)
     settings = {
         "benchmark": arguments.subject,

@@ -1,6 +1,5 @@
 """What devices send each other in a training step, read from the compiled program."""
 
-import argparse
 import collections
 import dataclasses
 import re
@@ -10,9 +9,9 @@ import jax
 import numpy as np
 
 from segmenter_jax.benchmark.measure import Result, compile_timed
-from segmenter_jax.benchmark.programs import step_parts
+from segmenter_jax.benchmark.step import StepSettings
 from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.training.state import TrainState, abstract_batch, abstract_train_state
+from segmenter_jax.training.state import TrainState
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -146,20 +145,27 @@ def minimum_bytes(state: TrainState, num_devices: int) -> float:
     return total
 
 
-def benchmark_collectives(config: SegmenterConfig, options: argparse.Namespace) -> Result:
-    """Bytes that a device sends in a training step, which is compiled and not run."""
-    parts = step_parts(config, options)
-    target = abstract_train_state(parts.model, parts.optimizer, parts.options, parts.mesh)
-    batch = abstract_batch(config, options.batch_size, parts.mesh)
-    compiled, memory = compile_timed(parts.step, target, batch)
-    found = collectives_of(compiled.as_text(), parts.mesh.size)
+def benchmark_collectives(config: SegmenterConfig, settings: StepSettings, show: int) -> Result:
+    """Bytes that a device sends in a training step, which is compiled and not run.
+
+    Args:
+      config: the network.
+      settings: of the step.
+      show: number of largest instructions listed.
+    """
+    program = settings.program(config)
+    target, mesh = program.abstract_state(), program.mesh
+    compiled, memory = compile_timed(
+        program.step, target, program.abstract_batch(settings.batch_size)
+    )
+    found = collectives_of(compiled.as_text(), mesh.size)
     moved: dict[str, float] = collections.defaultdict(float)
     counts: dict[str, int] = collections.defaultdict(int)
     for collective in found:
         moved[collective.kind] += collective.moved
         counts[collective.kind] += collective.times
-    total, least = sum(moved.values()), minimum_bytes(target, parts.mesh.size)
-    result: Result = {"mesh": dict(parts.mesh.shape)}
+    total, least = sum(moved.values()), minimum_bytes(target, mesh.size)
+    result: Result = {"mesh": dict(mesh.shape)}
     result["parameters_mb"] = sum(x.size * 4 for x in jax.tree.leaves(target.params)) / 1e6
     for kind in KINDS:
         result[f"{kind}_count"] = counts[kind]
@@ -169,7 +175,7 @@ def benchmark_collectives(config: SegmenterConfig, options: argparse.Namespace) 
         "minimum_mb": least / 1e6,
         "sent_over_minimum": total / least if least else None,
     }
-    for number, c in enumerate(sorted(found, key=lambda c: -c.moved)[: options.show], start=1):
+    for number, c in enumerate(sorted(found, key=lambda c: -c.moved)[:show], start=1):
         result[f"largest_{number}"] = (
             f"{c.moved / 1e6:.2f} MB {c.kind} {c.type} x{c.times} over {c.group}: {c.source[:80]}"
         )

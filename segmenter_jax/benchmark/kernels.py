@@ -1,28 +1,28 @@
 """Attention and loss on their own: every implementation on the same arrays."""
 
-import argparse
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from segmenter_jax.benchmark.flops import TRAIN_FACTOR, num_tokens
-from segmenter_jax.benchmark.measure import Result, compile_timed, summarise, time_calls
+from segmenter_jax.benchmark.measure import Result, Timing, compile_timed, summarise, time_calls
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS, attention, probe
 from segmenter_jax.training.losses import Implementation, segmentation_loss
 
 
-def benchmark_attention(config: SegmenterConfig, options: argparse.Namespace) -> Result:
+def benchmark_attention(config: SegmenterConfig, batch_size: int, timing: Timing) -> Result:
     """Forward, and forward with backward, of the encoder's attention."""
     tokens, heads = num_tokens(config), config.num_heads
     head_dim = config.width // heads
     dtype = jnp.dtype(config.compute_dtype)
     keys = jax.random.split(jax.random.key(0), 4)
-    shape = (options.batch_size, tokens, heads, head_dim)
+    shape = (batch_size, tokens, heads, head_dim)
     query, key, value, cotangent = (jax.random.normal(k, shape, dtype) for k in keys)
-    flops = 4 * options.batch_size * heads * tokens**2 * head_dim
+    flops = 4 * batch_size * heads * tokens**2 * head_dim
     result: Result = {"shape": shape}
     for name in IMPLEMENTATIONS[1:]:
         if problem := probe(name, shape[1:], dtype):
@@ -40,7 +40,7 @@ def benchmark_attention(config: SegmenterConfig, options: argparse.Namespace) ->
         ):
             compiled, memory = compile_timed(jax.jit(function), *args)
             call = functools.partial(compiled, *args)
-            times = summarise(time_calls(call, options.steps, options.warmup))
+            times = summarise(time_calls(call, timing.steps, timing.warmup))
             prefix = f"{name}_{label}_"
             result[prefix + "ms"] = times["step_ms"]
             result[prefix + "min_ms"] = times["min_ms"]
@@ -49,15 +49,15 @@ def benchmark_attention(config: SegmenterConfig, options: argparse.Namespace) ->
     return result
 
 
-def benchmark_loss(config: SegmenterConfig, options: argparse.Namespace) -> Result:
+def benchmark_loss(config: SegmenterConfig, batch_size: int, timing: Timing) -> Result:
     """Value and gradient of the loss on random logits."""
     rng = np.random.default_rng(0)
-    batch, classes = options.batch_size, config.num_classes
+    batch, classes = batch_size, config.num_classes
     logits = jnp.asarray(rng.normal(size=(batch, *config.grid, classes)), jnp.float32)
     label = jnp.asarray(rng.integers(0, classes, (batch, *config.image_size)), jnp.uint8)
     result: Result = {}
     outputs = {}
-    for name in Implementation.__args__:
+    for name in typing.get_args(Implementation):
         loss = functools.partial(
             segmentation_loss,
             patch_size=config.patch_size,
@@ -67,7 +67,7 @@ def benchmark_loss(config: SegmenterConfig, options: argparse.Namespace) -> Resu
         function = jax.jit(jax.value_and_grad(loss, has_aux=True))
         compiled, memory = compile_timed(function, logits, label)
         call = functools.partial(compiled, logits, label)
-        times = summarise(time_calls(call, options.steps, options.warmup), f"{name}_")
+        times = summarise(time_calls(call, timing.steps, timing.warmup), f"{name}_")
         result |= times | {f"{name}_{key}": value for key, value in memory.items()}
         outputs[name] = jax.device_get(call())
     (fused, fused_grad), (plain, plain_grad) = outputs["fused"], outputs["plain"]

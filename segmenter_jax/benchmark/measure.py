@@ -1,5 +1,6 @@
 """Timing, memory, and what identifies a measurement."""
 
+import dataclasses
 import os
 import platform
 import statistics
@@ -13,6 +14,31 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain")
 
 Result = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How often a program is run, and what its speed is compared with.
+
+    Attributes:
+      steps: timed calls.
+      warmup: untimed calls before them.
+      peak_tflops: of one device, and where the number is from.
+      profile: folder for a profiler's trace.
+      profile_steps: calls in the trace.
+    """
+
+    steps: int
+    warmup: int
+    peak_tflops: tuple[float, str]
+    profile: str | None = None
+    profile_steps: int = 0
+
+    def trace(self, call: Callable[[], Any]) -> None:
+        """Traces some more calls, if asked: tracing takes time, so none of them is a timed one."""
+        if self.profile:
+            with jax.profiler.trace(self.profile):
+                time_calls(call, self.profile_steps, warmup=0)
 
 
 def time_calls(call: Callable[[], Any], steps: int, warmup: int) -> list[float]:

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from segmenter_jax.benchmark.measure import Result
+from segmenter_jax.runtime.console import aligned
 
 
 def _cell(value: Any) -> str:
@@ -52,11 +53,7 @@ def table(result: Result, other: Result | None = None) -> str:
             shown = "same" if against == value else _cell(against)
             cells += [shown, f"{value / against:.3f}" if numbers and against else ""]
         rows.append(tuple(cells))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return aligned(rows, "<" * len(rows[0]))
 
 
 def publish(result: Result, json_path: str | None, compare_path: str | None) -> None:

@@ -15,7 +15,7 @@ from segmenter_jax.runtime.files import absolute
 
 _STATE, _DATA = "state", "data"
 
-# What one process made of a checkpoint; of several processes the highest counts.
+# What one process made of a checkpoint; of several processes the largest counts.
 _GOOD, _DAMAGED, _UNUSABLE = range(3)
 
 # Words of file systems for what is no property of the files: nothing is wrong with a checkpoint.
@@ -137,7 +137,7 @@ class Checkpoints:
         except Exception as error:  # Orbax raises many types for a damaged directory.
             verdict = _UNUSABLE if _is_no_damage(error) else _DAMAGED
             reason = _reason(error)
-        verdict = processes.highest(verdict)
+        verdict = processes.maximum(verdict)
         if verdict == _UNUSABLE:
             raise CheckpointError(f"checkpoint {path} cannot be restored: {reason}")
         if verdict == _DAMAGED:
@@ -163,7 +163,7 @@ class Checkpoints:
             logger.warning("checkpoint %s is damaged, and kept as %s: %s", path, aside.name, reason)
         if damaged:
             # After the renames, in every process.
-            processes.broadcast(0)
+            processes.barrier("damaged checkpoints set aside")
             self._manager.reload()
 
     def _not_written(self, error: Exception) -> CheckpointError:

@@ -4,8 +4,6 @@ Matplotlib is imported when a figure is made.
 """
 
 import io
-import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,40 +102,11 @@ def _mark_patch(axis: Any, patch: tuple[int, int], patch_size: int) -> None:
         )
 
 
-def read_metrics(run: pathlib.Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every scalar that a run logged.
-
-    Args:
-      run: workdir of a run, with `metrics.jsonl`.
-
-    Raises:
-      ValueError: there is no such file, or it holds no numbers.
-    """
-    path = pathlib.Path(run).expanduser() / "metrics.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{run}: not the workdir of a run (it has no metrics.jsonl)")
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            # The last line may be half written while the run goes on.
-            continue
-        for name, value in row.items():
-            if name not in ("step", "time") and value is not None:
-                steps, values = series.setdefault(name, ([], []))
-                steps.append(row["step"])
-                values.append(value)
-    if not series:
-        raise ValueError(f"{path}: no numbers yet")
-    return series
-
-
 def curves_figure(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]]) -> Image.Image:
     """Loss, learning rate and mean IoU against steps, several runs in each panel.
 
     Args:
-      runs: what `read_metrics` returns, by the name to show.
+      runs: steps and values of every scalar, see `run_log.read_metrics`, by the name to show.
 
     Returns:
       An RGB picture.

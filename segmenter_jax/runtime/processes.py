@@ -4,15 +4,15 @@ The engine is JAX's own: one program on every process, started by whatever start
 functions but `start` are called by all processes in the same order.
 """
 
-import collections
 import contextlib
 import faulthandler
+import functools
 import importlib.util
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -31,7 +31,7 @@ MEETING_SECONDS = 300
 
 
 class UsageError(ValueError):
-    """What was given of this run's processes does not go together, or is not enough."""
+    """The flags that describe this run's processes contradict each other, or some are missing."""
 
 
 class ProcessError(RuntimeError):
@@ -110,7 +110,8 @@ def _join(how: str, given: dict) -> None:
     # JAX swallows SIGTERM from here on; until the run listens to it, it shall end the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # On CPUs a group of devices must connect within 30 seconds of its first use, which is now.
-    highest(broadcast(0))
+    maximum(0)
+    barrier("met")
 
 
 def scheduler(environment: Mapping[str, str]) -> str | None:
@@ -156,23 +157,43 @@ def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
     return bool(devices) and not hosts and "TPU_SKIP_MDS_QUERY" not in environment
 
 
-def several() -> bool:
+def distributed() -> bool:
     """Whether this process is one of several; starts no device."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def broadcast(value: int) -> int:
-    """The value that process 0 gives."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    """The value that process 0 gives, an int32."""
+    return maximum(value if jax.process_index() == 0 else np.iinfo(np.int32).min)
 
 
-def highest(value: int) -> int:
-    """The largest of the values that the processes give."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.process_allgather(np.int32(value)).max())
+def maximum(value: int) -> int:
+    """The largest of the values that the processes give, int32."""
+    return value if jax.process_count() == 1 else int(maximum_async(value))
+
+
+def maximum_async(value: int) -> jax.Array:
+    """As `maximum`, without waiting for the other processes: reading the result waits for them."""
+    program, place = _maximum()
+    values = np.full(jax.local_device_count(), value, np.int32)
+    return program(jax.make_array_from_process_local_data(place, values))
+
+
+@functools.cache
+def _maximum() -> tuple[Callable[[jax.Array], jax.Array], NamedSharding]:
+    mesh = Mesh(np.array(jax.devices()), ("device",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(jnp.max, out_shardings=everywhere), NamedSharding(mesh, PartitionSpec("device"))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here.
+
+    Args:
+      name: of the place, the same in all of them.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def connect(mesh: Mesh) -> None:
@@ -217,28 +238,6 @@ def first_process_first() -> Iterator[None]:
         if not broadcast(0):
             raise ProcessError("process 0 failed; its own message says why")
         yield
-
-
-class Vote:
-    """Whether any process has raised its flag, told to all at the same call.
-
-    No call waits for the devices to be idle: what it returns was asked `LAG` calls before.
-    """
-
-    LAG = 2
-
-    def __init__(self):
-        mesh = Mesh(np.array(jax.devices()), ("device",))
-        self._places = NamedSharding(mesh, PartitionSpec("device"))
-        self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._asked: collections.deque[jax.Array] = collections.deque()
-
-    def __call__(self, flag: bool) -> bool:
-        """Gives this process's flag; returns whether any was raised `LAG` calls before."""
-        flags = np.full(jax.local_device_count(), flag, np.int32)
-        array = jax.make_array_from_process_local_data(self._places, flags)
-        self._asked.append(self._any(array))
-        return len(self._asked) > self.LAG and bool(self._asked.popleft())
 
 
 def leave(code: int) -> NoReturn:

@@ -1,20 +1,25 @@
 """From a config to the parts of a run: dataset, network, optimizer, description."""
 
+import contextlib
 import dataclasses
 import math
+import operator
+from collections.abc import Iterator
 
 import ml_collections
 import optax
-from jax.sharding import Mesh
 
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import TrainTransform
+from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.predictor import model_settings
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
+from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions
 
 
@@ -24,13 +29,10 @@ class Experiment:
 
     config: ml_collections.ConfigDict
     dataset: Dataset
-    description: ModelDescription
-    model: Segmenter
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    options: StepOptions
     transform: TrainTransform
-    mesh: Mesh
+    description: ModelDescription
+    program: TrainProgram
+    settings: InferenceSettings
 
 
 def model_config(
@@ -55,33 +57,49 @@ def model_config(
 
 def describe(config: ml_collections.ConfigDict, spec: DatasetSpec) -> ModelDescription:
     """What will travel with the weights of a run on a dataset."""
-    choices = tuple(sorted(NORMALIZATION))
-    if config.augment.normalization not in NORMALIZATION:
-        raise ValueError(
-            f"augment.normalization={config.augment.normalization!r} is unknown; "
-            f"choose from {choices}"
+    name = config.augment.normalization
+    if name not in NORMALIZATION:
+        choices = tuple(sorted(NORMALIZATION))
+        raise ValueError(f"config.augment.normalization={name!r} is unknown; choose from {choices}")
+    mean, std = NORMALIZATION[name]
+    with _group("model"):
+        model = model_config(config, spec.num_classes, spec.channels)
+    # Its base size is that of training, which the transform checks.
+    with _group("eval"):
+        return ModelDescription(
+            model=model,
+            classes=spec.class_names,
+            colors=spec.colors,
+            mean=mean,
+            std=std,
+            ignore_label=spec.ignore_label,
+            base_size=config.augment.base_size,
+            aspect_bound=config.augment.aspect_bound,
+            window=config.eval.window,
+            stride=config.eval.stride,
+            provenance={"dataset": spec.name, "init_from": config.init_from or None}
+            | ({"ema_decay": config.ema_decay} if config.ema_decay else {}),
         )
-    mean, std = NORMALIZATION[config.augment.normalization]
-    return ModelDescription(
-        model=model_config(config, spec.num_classes, spec.channels),
-        classes=spec.class_names,
-        colors=spec.colors,
-        mean=mean,
-        std=std,
-        ignore_label=spec.ignore_label,
-        base_size=config.augment.base_size,
-        aspect_bound=config.augment.aspect_bound,
-        window=config.eval.window,
-        stride=config.eval.stride,
-        provenance={"dataset": spec.name, "init_from": config.init_from or None}
-        | ({"ema_decay": config.ema_decay} if config.ema_decay else {}),
-    )
 
 
-def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Learning-rate schedule of `config.optimizer`."""
+def make_optimization(
+    config: ml_collections.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """(optimizer, schedule) of `config.optimizer`."""
     o = config.optimizer
-    return optimizers.make_schedule(
+    if o.freeze_encoder and o.layer_decay != 1:
+        raise ValueError(
+            f"layer_decay={o.layer_decay} sets learning rates of the encoder, which "
+            "freeze_encoder keeps as it is; leave it at 1.0"
+        )
+    optimizer = optimizers.make_optimizer(
+        o.name,
+        momentum=o.momentum,
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm,
+        layer_decay=o.layer_decay,
+    )
+    schedule = optimizers.make_schedule(
         o.schedule,
         learning_rate=o.learning_rate,
         min_learning_rate=o.min_learning_rate,
@@ -89,38 +107,11 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         power=o.power,
         warmup_steps=o.warmup_steps,
     )
+    return optimizer, schedule
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Optimizer of `config.optimizer`."""
-    o = config.optimizer
-    if o.freeze_encoder and o.layer_decay != 1:
-        raise ValueError(
-            f"optimizer.layer_decay={o.layer_decay} sets learning rates of the encoder, which "
-            "optimizer.freeze_encoder keeps as it is; leave it at 1.0"
-        )
-    return optimizers.make_optimizer(
-        o.name,
-        momentum=o.momentum,
-        weight_decay=o.weight_decay,
-        clip_norm=o.clip_norm,
-        layer_decay=o.layer_decay,
-    )
-
-
-def make_options(
-    config: ml_collections.ConfigDict, description: ModelDescription, mesh: Mesh
-) -> StepOptions:
+def make_options(config: ml_collections.ConfigDict, description: ModelDescription) -> StepOptions:
     """What a training step does, from all groups of the config that it concerns."""
-    if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"ema_decay must be in [0, 1), got {config.ema_decay}")
-    if config.optimizer.max_skipped_updates < 0:
-        raise ValueError(
-            "optimizer.max_skipped_updates must be at least 0, got "
-            f"{config.optimizer.max_skipped_updates}"
-        )
-    if config.optimizer.freeze_encoder and not config.init_from:
-        logger.warning("optimizer.freeze_encoder without init_from: the encoder stays random")
     return StepOptions(
         mean=description.mean,
         std=description.std,
@@ -131,7 +122,6 @@ def make_options(
         freeze_encoder=config.optimizer.freeze_encoder,
         ema_decay=config.ema_decay,
         skip_non_finite=config.optimizer.max_skipped_updates > 0,
-        num_shards=mesh.size,
     )
 
 
@@ -144,14 +134,12 @@ def _class_weights(
     classes = len(description.classes)
     if len(weights) != classes:
         raise ValueError(
-            f"loss.class_weights has {len(weights)} values, the dataset "
+            f"class_weights has {len(weights)} values, the dataset "
             f"{description.provenance['dataset']!r} has {classes} classes"
         )
     numbers = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
     if not numbers or not any(weights):
-        raise ValueError(
-            f"loss.class_weights must be numbers of at least 0, not all 0, got {weights}"
-        )
+        raise ValueError(f"class_weights must be numbers of at least 0, not all 0, got {weights}")
     return tuple(map(float, weights))
 
 
@@ -178,25 +166,58 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       ValueError: a value of the config or of the dataset is wrong; the message names it.
     """
-    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
+    _check_ranges(config)
+    with _group("mesh"):
+        mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
     sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
-    schedule = make_schedule(config)
-    optimizer = make_optimizer(config)
+    with _group("optimizer"):
+        optimization = make_optimization(config)
 
     d = config.dataset
     dataset = build_dataset(d.name, d.data_dir, d.source or None)
     for split in (d.train_split, d.eval_split):
         # Refused here rather than at the first evaluation.
         dataset.source(split)
+    with _group("augment"):
+        transform = make_transform(config, dataset.spec)
     description = describe(config, dataset.spec)
+    with _group("loss"):
+        options = make_options(config, description)
+    with _group("eval"):
+        settings = model_settings(description, batch_size=config.eval.batch_size)
     return Experiment(
         config=config,
         dataset=dataset,
+        transform=transform,
         description=description,
-        model=Segmenter(description.model),
-        schedule=schedule,
-        optimizer=optimizer,
-        options=make_options(config, description, mesh),
-        transform=make_transform(config, dataset.spec),
-        mesh=mesh,
+        program=TrainProgram(
+            Segmenter(description.model), *optimization, options, mesh, config.seed
+        ),
+        settings=settings,
     )
+
+
+def _check_ranges(config: ml_collections.ConfigDict) -> None:
+    """Checks numbers that are handed on without a check of their own."""
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"config.ema_decay must be in [0, 1), got {config.ema_decay}")
+    for name, least in (
+        ("total_steps", 1),
+        ("optimizer.max_skipped_updates", 0),
+        ("log.profile_steps", 0),
+        ("log.stall_seconds", 0),
+    ):
+        value = operator.attrgetter(name)(config)
+        if not value >= least:
+            raise ValueError(f"config.{name} must be at least {least}, got {value}")
+    if config.optimizer.freeze_encoder and not config.init_from:
+        logger.warning("optimizer.freeze_encoder without init_from: the encoder stays random")
+
+
+@contextlib.contextmanager
+def _group(name: str) -> Iterator[None]:
+    """Adds to an error of a part which group of the config its values are from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"config.{name}: {error}") from error

@@ -1,6 +1,7 @@
 """The training loop. Every side effect of training is here."""
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from clu import parameter_overview
 from etils import epath
 from tqdm import tqdm
@@ -20,23 +22,25 @@ from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.files import absolute
 from segmenter_jax.training import experiment as experiments
 from segmenter_jax.training import sharding
-from segmenter_jax.training.experiment import Experiment
-from segmenter_jax.training.memory import memory_rows, memory_table, temporary_bytes
-from segmenter_jax.training.profiling import StepProfile
-from segmenter_jax.training.run_log import RunLog
-from segmenter_jax.training.start import initial_params, with_origin
-from segmenter_jax.training.state import (
-    TrainState,
-    abstract_batch,
-    abstract_train_state,
-    place_train_state,
+from segmenter_jax.training.diagnostics import (
+    StepProfile,
+    Watchdog,
+    memory_rows,
+    memory_table,
+    temporary_bytes,
 )
-from segmenter_jax.training.step import make_train_step
+from segmenter_jax.training.experiment import Experiment
+from segmenter_jax.training.run_log import RunLog
+from segmenter_jax.training.state import TrainState
 from segmenter_jax.training.step_metrics import Progress
 from segmenter_jax.training.stop_request import StopRequest
 from segmenter_jax.training.validation import SCORE, Validation
-from segmenter_jax.training.watchdog import Watchdog
-from segmenter_jax.training.workdir import check_same_run
+from segmenter_jax.training.workdir import (
+    check_same_run,
+    initial_params,
+    try_saving,
+    with_origin,
+)
 
 # Seconds that a failed run waits for its background writes.
 ABANDON_SECONDS = 20
@@ -49,16 +53,16 @@ def _count(noun: str, number: int) -> str:
 def _restore_or_init(
     experiment: Experiment, checkpoints: Checkpoints, workdir: epath.Path
 ) -> TrainState:
-    parts = experiment.model, experiment.optimizer, experiment.options, experiment.mesh
-    restored = checkpoints.restore(abstract_train_state(*parts))
+    program = experiment.program
+    restored = checkpoints.restore(program.abstract_state())
     if restored is None:
-        return place_train_state(initial_params(experiment, workdir), *parts)
+        return program.place(initial_params(experiment.config, experiment.description, workdir))
     state, position = restored
     logger.info("resumed at step %d", int(state.step))
     expected = _data_position(experiment, int(state.step))
     if position != expected:
         logger.warning(
-            "the data order changes here: saved with %s, goes on with %s", position, expected
+            "the data order changes here: it was saved as %s, and is now %s", position, expected
         )
     return state
 
@@ -95,82 +99,77 @@ def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
+@dataclasses.dataclass
 class _Loop:
     """State of one run between its steps; `run` is the loop itself."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        workdir: epath.Path,
-        stop: StopRequest,
-        watchdog: Watchdog,
-    ):
-        self.workdir, self.stop, self.watchdog = workdir, stop, watchdog
-        self.config = experiment.config
-        self.checkpoints = Checkpoints(workdir, self.config.checkpoint.keep)
-        self.state = _restore_or_init(experiment, self.checkpoints, workdir)
-        experiment = self.experiment = with_origin(experiment, workdir)
+    experiment: Experiment
+    state: TrainState
+    checkpoints: Checkpoints
+    log: RunLog
+    validation: Validation
+    profile: StepProfile
+    stop: StopRequest
+
+    def __post_init__(self) -> None:
+        self.config = self.experiment.config
         self.step = int(self.state.step)
-        self.log = RunLog(workdir, self.step, enabled=jax.process_index() == 0)
-        self.validation = Validation(experiment, workdir, self.log)
         self.progress = Progress(self.step, self.config.optimizer.max_skipped_updates)
-        self.profile = StepProfile(workdir, self.step, self.config.log.profile_steps)
+        self.watchdog = Watchdog(self.config.log.stall_seconds)
         self.stopped = False
         self.results: dict[str, float] = {}
 
     def run(self) -> dict[str, float] | None:
         """Trains from the current step to the last; returns as `train_and_evaluate` does."""
-        config, experiment = self.config, self.experiment
-        step_fn = make_train_step(
-            experiment.model,
-            experiment.optimizer,
-            experiment.schedule,
-            experiment.options,
-            experiment.mesh,
-            config.seed,
-        )
-        total = config.total_steps
+        total = self.config.total_steps
         # None: no bar where the output is no terminal.
         disable = None if jax.process_index() == 0 else True
         bar = tqdm(total=total, initial=self.step, unit="step", disable=disable, dynamic_ncols=True)
-        batches = _batches(experiment, self.step)
+        batches = _batches(self.experiment, self.step)
         with logging_redirect_tqdm([logger]), bar, batches:
             self._evaluate_if_interrupted()
             if self.step < total:
-                self._log_memory(step_fn)
+                self._log_memory()
             self.progress.started = time.monotonic()
-            while self.step < total and not self.stopped:
-                if self.profile.due(self.step):
-                    with self._between_steps():
-                        self.profile.switch()
-                batch = sharding.put_batch(next(batches), experiment.mesh)
-                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
-                    self.state, metrics = step_fn(self.state, batch)
-                self.step += 1
-                self.progress.add(metrics)
-                self.watchdog.beat()
-                bar.update()
-                if _due(self.step, config.log.every_steps, total):
-                    self._write_metrics(bar)
-                evaluate = _due(self.step, config.eval.every_steps, total)
-                # First, since an evaluation may take longer than a scheduler's notice.
-                if evaluate or _due(self.step, config.checkpoint.every_steps, total):
-                    self._save()
-                if evaluate:
-                    self._evaluate()
-                self.stopped = self.stopped or self.stop.agreed()
+            # What nobody puts on the devices on purpose is an error: it would cost time each step.
+            with jax.transfer_guard_host_to_device("disallow"):
+                while self.step < total and not self.stopped:
+                    self._train_step(next(batches), bar)
             if self.stopped:
                 logger.info("%s: saving step %d and leaving", self.stop.reason, self.step)
                 self._save()
                 return None
         return self.results
 
-    def _log_memory(self, step_fn: Any) -> None:
-        e = self.experiment
-        target = abstract_train_state(e.model, e.optimizer, e.options, e.mesh)
-        batch = abstract_batch(e.model.config, self.config.batch_size, e.mesh)
-        temporary = temporary_bytes(step_fn, target, batch)
-        logger.info("%s", memory_table(memory_rows(target, e.options, temporary)))
+    def _train_step(self, batch: dict[str, np.ndarray], bar: tqdm) -> None:
+        """One step, and what is due after it."""
+        config, program = self.config, self.experiment.program
+        total = config.total_steps
+        if self.profile.due(self.step):
+            with self._between_steps():
+                self.profile.switch()
+        batch = sharding.put_batch(batch, program.mesh)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+            self.state, metrics = program.step(self.state, batch)
+        self.step += 1
+        self.progress.add(metrics)
+        self.watchdog.beat()
+        bar.update()
+        if _due(self.step, config.log.every_steps, total):
+            self._write_metrics(bar)
+        evaluate = _due(self.step, config.eval.every_steps, total)
+        # First, since an evaluation may take longer than a scheduler's notice.
+        if evaluate or _due(self.step, config.checkpoint.every_steps, total):
+            self._save()
+        if evaluate:
+            self._evaluate()
+        self.stopped = self.stopped or self.stop.agreed()
+
+    def _log_memory(self) -> None:
+        program = self.experiment.program
+        temporary = temporary_bytes(program, self.config.batch_size)
+        rows = memory_rows(program.abstract_state(), program.options, temporary)
+        logger.info("%s", memory_table(rows))
 
     def _write_metrics(self, bar: tqdm) -> None:
         values = self.progress.fetch()
@@ -196,7 +195,7 @@ class _Loop:
         """Work that the rate of training leaves out, and that a diverged model never reaches."""
         started = time.monotonic()
         self.progress.check_finite()
-        with self.watchdog.paused():
+        with self.watchdog.paused(), jax.transfer_guard_host_to_device("allow"):
             yield
         self.progress.paused += time.monotonic() - started
 
@@ -204,7 +203,7 @@ class _Loop:
         with self._between_steps():
             results = self.validation.run(self.state.eval_params, self.step, self.stop)
         if results is None:
-            logger.info("the evaluation of step %d is left for the next start", self.step)
+            logger.info("the next start makes the evaluation of step %d", self.step)
             self.stopped = True
         else:
             self.results = results
@@ -225,6 +224,7 @@ class _Loop:
     def close(self) -> None:
         """Waits for background writes."""
         # A failure of one leaves no other open. Last the profile, which may take long.
+        self.watchdog.stop()
         with contextlib.ExitStack() as stack:
             stack.callback(self.profile.close)
             stack.callback(self.log.close)
@@ -245,7 +245,7 @@ class _Loop:
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float] | None:
-    """Trains a model, or goes on with a run that was interrupted.
+    """Trains a model, or resumes a run that was interrupted.
 
     Args:
       config: see configs/common.py.
@@ -266,25 +266,39 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         experiment = experiments.build(config)
         workdir.mkdir(parents=True, exist_ok=True)
         check_same_run(config, workdir)
-    processes.connect(experiment.mesh)
-    with Watchdog(config.log.stall_seconds) as watchdog, StopRequest() as stop:
-        loop = _Loop(experiment, workdir, stop, watchdog)
+    mesh = experiment.program.mesh
+    processes.connect(mesh)
+    try_saving(mesh, workdir)
+    with StopRequest() as stop:
+        checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        state = _restore_or_init(experiment, checkpoints, workdir)
+        description = with_origin(experiment.description, workdir)
+        experiment = dataclasses.replace(experiment, description=description)
+        _log_run(experiment, state)
+        step = int(state.step)
+        log = RunLog(workdir, step, enabled=jax.process_index() == 0)
+        validation = Validation(experiment, workdir, log)
+        profile = StepProfile(workdir, step, config.log.profile_steps)
+        loop = _Loop(experiment, state, checkpoints, log, validation, profile, stop)
         try:
-            logger.info(
-                "%s\n%s, %s, %s",
-                parameter_overview.get_parameter_overview(loop.state.params, include_stats=False),
-                _count("device", experiment.mesh.size),
-                _count("host", jax.process_count()),
-                f"batch {config.batch_size}, compute {experiment.model.config.compute_dtype}",
-            )
             results = loop.run()
-        except jax.errors.JaxRuntimeError:
+        except BaseException as error:
             # Another process may be gone; then a running write waits for it in vain.
-            if not processes.several():
+            if not (isinstance(error, jax.errors.JaxRuntimeError) and processes.distributed()):
                 loop.abandon()
-            raise
-        except BaseException:
-            loop.abandon()
             raise
         loop.close()
         return results
+
+
+def _log_run(experiment: Experiment, state: TrainState) -> None:
+    program = experiment.program
+    logger.info(
+        "%s\n%s, %s, %s",
+        parameter_overview.get_parameter_overview(state.params, include_stats=False),
+        _count("device", program.mesh.size),
+        _count("host", jax.process_count()),
+        f"batch {experiment.config.batch_size}, compute {program.model.config.compute_dtype}",
+    )
+    if seconds := experiment.config.log.stall_seconds:
+        logger.info('"Timeout" and what every thread is doing: no step ended for %g s', seconds)

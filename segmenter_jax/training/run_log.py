@@ -1,17 +1,21 @@
 """Where a run's numbers and pictures go: `metrics.jsonl` and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.files import absolute, is_local, write_whole
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
@@ -35,12 +39,12 @@ class RunLog:
             return
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        self._path = workdir / "metrics.jsonl"
-        self._lines = _lines_until(self._path, resume_step)
-        if "://" not in os.fspath(workdir):
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(self._lines))
-            temporary.replace(self._path)
+        self._path = workdir / METRICS_FILE
+        rows = _rows(self._path) if self._path.exists() else ()
+        self._lines = [json.dumps(row) + "\n" for row in rows if row["step"] <= resume_step]
+        if is_local(workdir):
+            with write_whole(self._path) as part:
+                part.write_text("".join(self._lines))
             self._file = self._path.open("a")
         self._events = _event_writer(os.fspath(workdir), resume_step + 1)
 
@@ -82,7 +86,7 @@ def _event_writer(workdir: str, first_step: int) -> Any:
     try:
         return _summary_writer()(workdir, purge_step=first_step)
     except (ImportError, OSError) as error:
-        if "://" not in workdir:
+        if is_local(workdir):
             raise
         logger.warning("no TensorBoard events in %s: %s", workdir, error)
         return None
@@ -102,15 +106,32 @@ def _summary_writer() -> type:
     return SummaryWriter
 
 
-def _lines_until(path: epath.Path, step: int) -> list[str]:
-    if not path.exists():
-        return []
-    kept = []
+def _rows(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """Lines of a log, but for one that is half written or was cut short by a kill."""
     for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            # A line cut short by a kill.
-            continue
-    return kept
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def read_metrics(run: os.PathLike | str) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of every scalar that a run logged.
+
+    Args:
+      run: workdir of a run, with `metrics.jsonl`.
+
+    Raises:
+      ValueError: there is no such file, or it holds no numbers.
+    """
+    path = absolute(run) / METRICS_FILE
+    if not path.exists():
+        raise ValueError(f"{run}: not the workdir of a run (it has no {METRICS_FILE})")
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for row in _rows(path):
+        for name, value in row.items():
+            if name not in ("step", "time") and value is not None:
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    if not series:
+        raise ValueError(f"{path}: no numbers yet")
+    return series

@@ -100,7 +100,7 @@ def gather(tree: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
-def cut(tree: Any, mesh: Mesh) -> Any:
+def scatter(tree: Any, mesh: Mesh) -> Any:
     """In a traced program: the same gradients, each device with the pieces of its parameters."""
     if mesh.shape["fsdp"] == 1:
         return tree

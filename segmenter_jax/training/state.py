@@ -1,18 +1,37 @@
-"""What a training step reads and replaces, and where its arrays live."""
+"""What a training step reads and replaces, and what of a config it depends on."""
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
 
-from segmenter_jax.models import Segmenter, SegmenterConfig
-from segmenter_jax.models.params import Params, abstract_params, init_params
-from segmenter_jax.training import sharding
+from segmenter_jax.models.params import Params
+
+# Fields of a config that a saved state belongs to: a run with another value cannot resume from it.
+FIXED_FIELDS = frozenset(
+    {
+        "seed",
+        "optimizer.name",
+        "augment.crop_size",
+        "model.variant",
+        "model.width",
+        "model.depth",
+        "model.num_heads",
+        "model.distilled",
+        "model.dropout_rate",
+        "model.drop_path_rate",
+        "model.layer_norm_eps",
+        "model.gelu",
+        "model.decoder",
+        "model.decoder_depth",
+        "model.decoder_dropout_rate",
+        "model.decoder_drop_path_rate",
+    }
+)
+
+# Fields that add a part to a saved state: their value may change, but not from or to off.
+SWITCHED_FIELDS = frozenset({"ema_decay", "optimizer.freeze_encoder"})
 
 
 @flax.struct.dataclass
@@ -51,7 +70,6 @@ class StepOptions:
       ema_decay: of the moving average of the parameters; 0 means none is kept.
       skip_non_finite: leave everything but the step as it is where the loss, the gradient or the
         update is not finite.
-      loss_implementation, num_shards: see `losses.segmentation_loss`.
     """
 
     mean: tuple[float, ...]
@@ -63,8 +81,6 @@ class StepOptions:
     freeze_encoder: bool = False
     ema_decay: float = 0.0
     skip_non_finite: bool = False
-    loss_implementation: str = "fused"
-    num_shards: int = 1
 
 
 def split_params(params: Params, options: StepOptions) -> tuple[Params, Params]:
@@ -72,96 +88,3 @@ def split_params(params: Params, options: StepOptions) -> tuple[Params, Params]:
     frozen = ("encoder",) if options.freeze_encoder else ()
     trained = {name: value for name, value in params.items() if name not in frozen}
     return trained, {name: params[name] for name in frozen}
-
-
-def abstract_train_state(
-    model: Segmenter, optimizer: optax.GradientTransformation, options: StepOptions, mesh: Mesh
-) -> TrainState:
-    """Shapes, dtypes and shardings of the state: the target of initialisation and restore."""
-    params = abstract_params(model.config)
-    trained, _ = split_params(params, options)
-    shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32),
-        params,
-        jax.eval_shape(optimizer.init, trained),
-        params if options.ema_decay else None,
-    )
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        sharding.tree_sharding(shapes, mesh),
-    )
-
-
-def create_train_state(
-    model: Segmenter,
-    optimizer: optax.GradientTransformation,
-    options: StepOptions,
-    mesh: Mesh,
-    seed: int,
-) -> TrainState:
-    """Initialises a state and places each leaf in its shards.
-
-    Args:
-      model: the network.
-      optimizer: see `optim.make_optimizer`.
-      options: see `StepOptions`.
-      mesh: see `sharding.make_mesh`.
-      seed: of the parameters.
-    """
-    return place_train_state(init_params(model.config, seed), model, optimizer, options, mesh)
-
-
-def place_train_state(
-    params: Params,
-    model: Segmenter,
-    optimizer: optax.GradientTransformation,
-    options: StepOptions,
-    mesh: Mesh,
-) -> TrainState:
-    """State before the first update, from parameters that every process holds.
-
-    What is as large as the parameters, the optimizer's moments and the average, is made in shards.
-
-    Args:
-      params: parameters of `model`, on the host or on local devices.
-      model: the network.
-      optimizer: see `optim.make_optimizer`.
-      options: see `StepOptions`.
-      mesh: see `sharding.make_mesh`.
-    """
-    target = abstract_train_state(model, optimizer, options, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, target)
-
-    def place(leaf: jax.Array, where: NamedSharding) -> jax.Array:
-        leaf = np.asarray(leaf)
-        # A copy, since a step donates it: on the CPU arrays may share the host's memory.
-        return jax.make_array_from_callback(leaf.shape, where, lambda i: np.array(leaf[i]))
-
-    params = jax.tree.map(place, params, places.params)
-    trained, _ = split_params(params, options)
-    opt_state = jax.jit(optimizer.init, out_shardings=places.opt_state)(trained)
-    # Copies as well: a step donates both.
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places.ema)
-    ema = copy(params) if options.ema_decay else None
-    return TrainState(place(np.int32(0), places.step), params, opt_state, ema)
-
-
-def abstract_batch(config: SegmenterConfig, batch_size: int, mesh: Mesh) -> dict[str, Any]:
-    """Shapes, dtypes and shardings of a training batch.
-
-    Args:
-      config: the network; its `image_size` is that of the crops.
-      batch_size: global.
-      mesh: see `sharding.make_mesh`.
-    """
-    place = sharding.batch_sharding(mesh)
-    shapes = {
-        "image": ((*config.image_size, config.in_channels), jnp.uint8),
-        "label": (config.image_size, jnp.uint8),
-        "valid_size": ((2,), jnp.int32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=place)
-        for name, (shape, dtype) in shapes.items()
-    }

@@ -1,5 +1,10 @@
-"""SIGTERM and Ctrl-C as a request to save and leave, which all processes follow at one step."""
+"""SIGTERM and Ctrl-C as a request to save and leave, which all processes follow at one step.
 
+JAX's own service for this (`multihost_utils.reached_preemption_sync_point`) notices a SIGTERM up to
+a second late, cannot make an evaluation end early, and knows no Ctrl-C.
+"""
+
+import collections
 import signal
 import threading
 from types import FrameType
@@ -8,6 +13,9 @@ from typing import Any
 import jax
 
 from segmenter_jax.runtime import processes
+
+# Steps between a signal and the step that all processes stop at: nothing waits for an answer.
+LAG = 2
 
 
 class StopRequest:
@@ -22,7 +30,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
-        self._vote = processes.Vote() if jax.process_count() > 1 else None
+        self._answers: collections.deque[jax.Array] = collections.deque()
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread only; elsewhere there is nothing to catch.
@@ -40,12 +48,14 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether to stop here; all processes call it once a step, and get the same answer."""
-        mine = self.received is not None
-        return mine if self._vote is None else self._vote(mine)
+        if jax.process_count() == 1:
+            return self.received is not None
+        self._answers.append(processes.maximum_async(self.received is not None))
+        return len(self._answers) > LAG and bool(self._answers.popleft())
 
     def agreed_now(self) -> bool:
         """As `agreed`, but waits for the other processes."""
-        return bool(processes.highest(self.received is not None))
+        return bool(processes.maximum(self.received is not None))
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name

@@ -17,16 +17,19 @@ from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.evaluation.metrics import SegmentationReport
 from segmenter_jax.evaluation.scoring import evaluate_split
-from segmenter_jax.inference.predictor import model_settings
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.pictures import overlay
 from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.training import sharding
 from segmenter_jax.training.experiment import Experiment
 from segmenter_jax.training.run_log import RunLog
 from segmenter_jax.training.stop_request import StopRequest
 
 BEST, LATEST = WORKDIR_MODELS
+
+REPORT_FILE = "report.json"
+PREDICTIONS_FOLDER = "predictions"
 
 # Logged by every evaluation that was finished.
 SCORE = "eval/mean_iou"
@@ -44,14 +47,11 @@ class Validation:
           log: receives scalars and pictures.
         """
         self._experiment, self._workdir, self._log = experiment, workdir, log
-        d = experiment.description
-        settings = model_settings(d, batch_size=experiment.config.eval.batch_size)
+        d, program = experiment.description, experiment.program
         # Hosts see different numbers of windows, so each works on its own devices.
-        devices = [
-            x for x in experiment.mesh.devices.flat if x.process_index == jax.process_index()
-        ]
+        devices = [x for x in program.mesh.devices.flat if x.process_index == jax.process_index()]
         self._engine = SlidingWindow(
-            experiment.model, settings, mean=d.mean, std=d.std, devices=devices
+            program.model, experiment.settings, mean=d.mean, std=d.std, devices=devices
         )
         self._best = _saved_score(workdir / BEST)
 
@@ -66,7 +66,7 @@ class Validation:
         Returns:
           The totals; None after a stop.
         """
-        local = sharding.local_copy(params, self._experiment.mesh)
+        local = sharding.local_copy(params, self._experiment.program.mesh)
         report = self._evaluate(local, step, stop)
         if stop.agreed_now():
             return None
@@ -97,7 +97,7 @@ class Validation:
         """Writes the first examples, as image, label and prediction side by side."""
         spec = self._experiment.dataset.spec
         remaining = self._experiment.config.eval.num_pictures if jax.process_index() == 0 else 0
-        folder = self._workdir / "predictions"
+        folder = self._workdir / PREDICTIONS_FOLDER
 
         def write(example: Mapping[str, Any], ids: np.ndarray) -> None:
             nonlocal remaining
@@ -109,9 +109,9 @@ class Validation:
             picture = np.concatenate([overlay(image, view, spec.colors) for view in views], axis=1)
             name = example["name"].replace("/", "_")
             self._log.picture(step, f"predictions/{name}", picture)
-            folder.mkdir(parents=True, exist_ok=True)
             _, data = cv2.imencode(".png", picture[..., ::-1])
-            (folder / f"{name}.png").write_bytes(data.tobytes())
+            with write_whole(folder / f"{name}.png") as part:
+                part.write_bytes(data.tobytes())
 
         return write
 
@@ -132,7 +132,8 @@ class Validation:
             self._best = score
             save_model(self._workdir / BEST, description, params)
         if jax.process_index() == 0:
-            (self._workdir / "report.json").write_text(report.to_json())
+            with write_whole(self._workdir / REPORT_FILE) as part:
+                part.write_text(report.to_json())
 
 
 def _saved_score(path: epath.Path) -> float:

@@ -1,54 +1,153 @@
-"""The config of a run, kept in its workdir and compared when the run goes on."""
+"""What the folder of a run remembers: its config, and where its first parameters come from."""
 
+import dataclasses
+import importlib.metadata
 import json
+import os
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.manager import Checkpoints
+from segmenter_jax.checkpoints.model_dir import save_model
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.params import Params, abstract_params, init_params
+from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.errors import first_line
+from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.training import sharding
+from segmenter_jax.training.state import FIXED_FIELDS, SWITCHED_FIELDS
 
 CONFIG_FILE = "config.json"
+ORIGIN_FILE = "init_from.json"
+
+_TRIAL_FOLDER = ".trial"
 
 
 def check_same_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Saves the config; on resume, reports what changed and refuses what cannot change."""
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    """Saves the config; before a resume, reports what changed and refuses what cannot change.
+
+    Args:
+      config: see configs/common.py.
+      workdir: of the run.
+
+    Raises:
+      ValueError: the checkpoints of the run do not fit the config; names the fields.
+    """
     path = workdir / CONFIG_FILE
+    new = json.loads(json.dumps(config.to_dict()))
     if path.exists():
-        old, new = (_flatten(json.loads(t)) for t in (path.read_text(), text))
-        changed = {
-            k: (old.get(k), new.get(k)) for k in sorted(old | new) if old.get(k) != new.get(k)
-        }
-        fixed = [name for name, (was, now) in changed.items() if _fixes_state(name, was, now)]
-        if fixed:
-            listed = "; ".join(f"{k} was {changed[k][0]!r}, is {changed[k][1]!r}" for k in fixed)
+        was, now = (flatten_dict(c, sep=".") for c in (json.loads(path.read_text()), new))
+        changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
+        # A field that an older config does not have says nothing about its checkpoints.
+        refused = [name for name in changed if name in was and _fixed(name, was[name], now)]
+        if refused:
+            listed = "; ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in refused)
             raise ValueError(f"{workdir} holds a run of another config: {listed}")
-        for name, (was, now) in changed.items():
-            logger.warning("config.%s was %r when this run began, is now %r", name, was, now)
+        for name in changed:
+            logger.warning(
+                "config.%s was %r when this run began, is now %r",
+                name,
+                was.get(name),
+                now.get(name),
+            )
     if jax.process_index() == 0:
-        temporary = workdir / f".{CONFIG_FILE}.incomplete"
-        temporary.write_text(text)
-        temporary.replace(path)
+        _write_json(path, new)
 
 
-def _fixes_state(name: str, was: Any, now: Any) -> bool:
-    """Whether a checkpoint of a run with one value of a field fits no run with the other."""
-    if name in ("ema_decay", "optimizer.freeze_encoder"):
-        # On or off: whether a checkpoint holds an average, and moments of the encoder.
-        return bool(was) != bool(now)
-    if name in ("model.attention", "model.remat", "model.scan_layers", "model.dtype"):
-        return False
-    fixed = ("seed", "optimizer.name", "augment.crop_size")
-    return name.startswith("model.") or name in fixed
+def _fixed(name: str, was: Any, now: dict[str, Any]) -> bool:
+    """Whether a checkpoint of a run with the old value of a field fits no run with the new one."""
+    if name in SWITCHED_FIELDS:
+        return bool(was) != bool(now[name])
+    return name in FIXED_FIELDS
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        inner = (
-            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-        flat |= inner
-    return flat
+def _write_json(path: epath.Path, value: Any) -> None:
+    with write_whole(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def initial_params(
+    config: ml_collections.ConfigDict, description: ModelDescription, workdir: epath.Path
+) -> Params:
+    """Fresh parameters, or those of `config.init_from`, on the host or on one device.
+
+    Args:
+      config: see configs/common.py.
+      description: of the model to be trained.
+      workdir: receives `init_from.json`, which says where the parameters come from.
+
+    Raises:
+      ValueError: `config.init_from` cannot be read, or is another network.
+    """
+    if not config.init_from:
+        if jax.process_index() == 0:
+            # Of an earlier start that was given a source and left no checkpoint.
+            (workdir / ORIGIN_FILE).unlink(missing_ok=True)
+        return init_params(description.model, config.seed)
+    # Readers of foreign formats are needed here only.
+    from segmenter_jax.conversion.convert import load_init
+
+    params, origin, report = load_init(config.init_from, description, config.seed)
+    logger.info("parameters from %s\n%s", config.init_from, report)
+    if jax.process_index() == 0:
+        _write_json(workdir / ORIGIN_FILE, origin)
+    return params
+
+
+def with_origin(description: ModelDescription, workdir: epath.Path) -> ModelDescription:
+    """Completes a description by what `initial_params` left in `workdir`.
+
+    The source of the first parameters may be gone when a run resumes.
+    """
+    path = workdir / ORIGIN_FILE
+    if not path.exists():
+        return description
+    provenance = description.provenance | {"init_from": json.loads(path.read_text())}
+    return dataclasses.replace(description, provenance=provenance)
+
+
+def try_saving(mesh: jax.sharding.Mesh, workdir: epath.Path) -> None:
+    """Saves a tiny model and a tiny checkpoint as training does, and removes them.
+
+    A run needs this at its end, where it is too late to learn that it does not work.
+
+    Args:
+      mesh: where the run keeps its state.
+      workdir: of the run.
+
+    Raises:
+      ValueError: saving fails; says where and why.
+    """
+    folder = workdir / _TRIAL_FOLDER
+    config = SegmenterConfig(
+        2, (8, 8), width=8, depth=1, num_heads=1, patch_size=8, decoder="linear"
+    )
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(config))
+    description = ModelDescription(config, ("a", "b"), ((0,) * 3, (1,) * 3), (0.5,) * 3, (0.5,) * 3)
+    step = jax.make_array_from_callback((), sharding.replicated(mesh), lambda _: np.int32(0))
+    try:
+        _remove(folder)  # What an interrupted start has left.
+        save_model(folder / "model", description, params)
+        checkpoints = Checkpoints(folder, keep=1)
+        checkpoints.save({"step": step}, {}, 0)
+        checkpoints.close()
+        processes.barrier("saved")
+        _remove(folder)
+    except Exception as error:  # Orbax, and the file systems under it, raise many types.
+        version = importlib.metadata.version("orbax-checkpoint")
+        raise ValueError(
+            f"{os.fspath(workdir)}: nothing was trained, since models and checkpoints cannot be "
+            f"saved here (orbax-checkpoint {version}): {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _remove(folder: epath.Path) -> None:
+    if jax.process_index() == 0 and folder.exists():
+        folder.rmtree()

@@ -106,7 +106,7 @@ def test_profile_traces_the_stated_steps_after_the_timed_ones(capsys, tmp_path):
         line for p in jax.profiler.ProfileData.from_file(str(trace)).planes for line in p.lines
     ]
     names = [event.name for line in lines for event in line.events]
-    assert sum("network.py" in name and "__call__" in name for name in names) == 2
+    assert sum("step.py" in name and "__call__" in name for name in names) == 2
 
 
 def test_freed_memory_is_kept_for_the_next_allocation():

@@ -1,16 +1,12 @@
 """Figures and contact sheets are drawn, with what was asked for on them."""
 
-import json
-
 import numpy as np
-import pytest
 
 from segmenter_jax.pictures.figures import (
     attention_figure,
     calibration_figure,
     confusion_figure,
     curves_figure,
-    read_metrics,
 )
 from segmenter_jax.pictures.sheets import Entry, contact_sheet, stack
 
@@ -25,21 +21,6 @@ def test_attention_figure_grows_by_a_panel_for_each_map():
     one = attention_figure(image, {"head 0": values}, 16, "title", (0, 5))
     four = attention_figure(image, {f"head {i}": values for i in range(4)}, 16, "title")
     assert four.width > one.width and four.height > one.height
-
-
-def test_metrics_are_read_past_a_line_cut_short(tmp_path):
-    lines = [{"step": 1, "time": 0.0, "train/loss": 2.0}, {"step": 2, "train/loss": None}]
-    text = "\n".join(map(json.dumps, [*lines, {"step": 3, "train/loss": 1.0}]))
-    (tmp_path / "metrics.jsonl").write_text(text + '\n{"step": 4, "tra')
-    assert read_metrics(tmp_path) == {"train/loss": ([1, 3], [2.0, 1.0])}
-
-
-def test_folders_that_are_no_runs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="not the workdir of a run"):
-        read_metrics(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: no numbers yet"):
-        read_metrics(tmp_path)
 
 
 def test_runs_have_colors_of_their_own():

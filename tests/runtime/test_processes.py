@@ -229,5 +229,5 @@ def test_half_given_flags_are_refused(arguments, message):
 def test_one_process_asks_nobody(monkeypatch):
     monkeypatch.setattr(os, "environ", SLURM | {"SLURM_NTASKS": "2"})
     processes.start(num_processes=1)
-    assert not processes.several()
-    assert processes.broadcast(3) == processes.highest(3) == 3
+    assert not processes.distributed()
+    assert processes.broadcast(3) == processes.maximum(3) == 3

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from etils import epath
 
-from segmenter_jax.training.run_log import RunLog
+from segmenter_jax.training.run_log import RunLog, read_metrics
 
 
 def steps(folder):
@@ -36,6 +36,21 @@ def test_disabled_log_writes_nothing(tmp_path):
     assert not log.has(1, "train/loss")
     log.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_metrics_are_read_past_a_line_cut_short(tmp_path):
+    lines = [{"step": 1, "time": 0.0, "train/loss": 2.0}, {"step": 2, "train/loss": None}]
+    text = "\n".join(map(json.dumps, [*lines, {"step": 3, "train/loss": 1.0}]))
+    (tmp_path / "metrics.jsonl").write_text(text + '\n{"step": 4, "tra')
+    assert read_metrics(tmp_path) == {"train/loss": ([1, 3], [2.0, 1.0])}
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not the workdir of a run"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: no numbers yet"):
+        read_metrics(tmp_path)
 
 
 @pytest.fixture

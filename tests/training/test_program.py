@@ -10,14 +10,10 @@ import optax
 import pytest
 
 from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models.params import init_params
 from segmenter_jax.training import optimizers, sharding
-from segmenter_jax.training.state import (
-    StepOptions,
-    TrainState,
-    abstract_train_state,
-    create_train_state,
-)
-from segmenter_jax.training.step import make_train_step
+from segmenter_jax.training.program import TrainProgram
+from segmenter_jax.training.state import StepOptions
 from tests.golden_params import golden_config, golden_params
 
 # With these the step's normalisation is the identity.
@@ -46,9 +42,13 @@ def sgd(**settings):
 
 
 @functools.cache
-def step_of(optimizer, options, mesh, config=TINY):
-    """A step with learning rate 0.1; equal steps are compiled once."""
-    return make_train_step(Segmenter(config), optimizer, lambda _: 0.1, options, mesh, seed=3)
+def program_of(mesh, options=OPTIONS, config=TINY, optimizer=None):
+    """A program with learning rate 0.1; equal ones are compiled once."""
+    return TrainProgram(Segmenter(config), optimizer or sgd(), lambda _: 0.1, options, mesh, seed=3)
+
+
+def first_state(program):
+    return program.place(init_params(program.model.config, program.seed))
 
 
 def make_batch(rows=8, size=32, num_classes=5, seed=0, ignored=False):
@@ -66,38 +66,42 @@ def make_batch(rows=8, size=32, num_classes=5, seed=0, ignored=False):
 
 @functools.cache
 def run_steps(mesh, steps=2, options=OPTIONS, config=TINY, ignored=False):
-    state = create_train_state(Segmenter(config), sgd(), options, mesh, seed=3)
-    step = step_of(sgd(), options, mesh, config)
-    losses, norms = [], []
-    for i in range(steps):
-        state, metrics = step(state, sharding.put_batch(make_batch(seed=i, ignored=ignored), mesh))
-        losses.append(float(metrics["loss"]))
-        norms.append(float(metrics["grad_norm"]))
-    return jax.device_get(state), losses, norms
+    program = program_of(mesh, options, config)
+    batches = [make_batch(seed=i, ignored=ignored) for i in range(steps)]
+    state, rows = run_from(program, first_state(program), batches)
+    return state, *([float(row[name]) for row in rows] for name in ("loss", "grad_norm"))
+
+
+def run_from(program, state, batches):
+    """(state, metrics of every step) after steps on `batches`."""
+    rows = []
+    for batch in batches:
+        state, metrics = program.step(state, sharding.put_batch(batch, program.mesh))
+        rows.append(jax.device_get(metrics))
+    return jax.device_get(state), rows
 
 
 def assert_trees_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-@pytest.mark.parametrize("loss_implementation", ["fused", "plain"])
-def test_four_steps_equal_the_reference(golden_dir, loss_implementation):
+def test_four_steps_equal_the_reference(golden_dir):
     golden = np.load(golden_dir / "train_steps.npz")
-    mesh = sharding.make_mesh(num_devices=1)
-    model = Segmenter(golden_config("segm_mask"))
-    schedule = optimizers.polynomial_schedule(0.1, 1e-5, total_steps=10)
-    optimizer = sgd()
-    options = StepOptions(**IDENTITY, photometric=False, loss_implementation=loss_implementation)
-    params = jax.tree.map(jnp.asarray, golden_params("segm_mask"))
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    step = make_train_step(model, optimizer, schedule, options, mesh, seed=0)
+    program = TrainProgram(
+        Segmenter(golden_config("segm_mask")),
+        sgd(),
+        optimizers.polynomial_schedule(0.1, 1e-5, total_steps=10),
+        StepOptions(**IDENTITY, photometric=False),
+        one_device(),
+    )
+    state = program.place(golden_params("segm_mask"))
     for i in range(4):
         batch = {
             "image": golden[f"step{i}/image_nhwc"],
             "label": golden[f"step{i}/label"],
             "valid_size": np.full((2, 2), 64, np.int32),
         }
-        state, metrics = step(state, batch)
+        state, metrics = program.step(state, batch)
         for ours, theirs in (("learning_rate", "lr"), ("loss", "loss"), ("grad_norm", "grad_norm")):
             np.testing.assert_allclose(metrics[ours], golden[f"step{i}/{theirs}"], rtol=1e-5)
     params = state.params
@@ -145,9 +149,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(parts):
 
 def test_batch_without_a_valid_pixel_changes_nothing():
     mesh = sharding.make_mesh()
-    before = jax.device_get(
-        create_train_state(Segmenter(TINY), sgd(), OPTIONS, mesh, seed=3).params
-    )
+    before = jax.device_get(first_state(program_of(mesh)).params)
     state, losses, norms = run_steps(mesh, steps=1, ignored=True)
     assert losses == [0.0] and norms == [0.0]
     assert_trees_close(before, state.params, atol=0)
@@ -155,18 +157,15 @@ def test_batch_without_a_valid_pixel_changes_nothing():
 
 def test_steps_do_not_compile_again():
     mesh = sharding.make_mesh()
-    model, optimizer = Segmenter(TINY), sgd()
-    step = make_train_step(model, optimizer, lambda _: 0.1, OPTIONS, mesh, seed=0)
-    state = create_train_state(model, optimizer, OPTIONS, mesh, seed=0)
-    for i in range(3):
-        state, _ = step(state, sharding.put_batch(make_batch(seed=i), mesh))
-    assert step._cache_size() == 1
+    program = TrainProgram(Segmenter(TINY), sgd(), lambda _: 0.1, OPTIONS, mesh)
+    run_from(program, first_state(program), [make_batch(seed=i) for i in range(3)])
+    assert program.step._cache_size() == 1
 
 
 def test_fsdp_cuts_parameters_and_moments_alike():
     mesh = sharding.make_mesh(fsdp=8)
-    optimizer = optax.adamw(1e-3)
-    target = abstract_train_state(Segmenter(TINY), optimizer, OPTIONS, mesh)
+    program = program_of(mesh, optimizer=optax.adamw(1e-3))
+    target = program.abstract_state()
     kernel = ("encoder", "encoderblock_0", "mlp", "Dense_0", "kernel")
 
     def spec(tree):
@@ -176,7 +175,7 @@ def test_fsdp_cuts_parameters_and_moments_alike():
 
     assert spec(target.params) == jax.P(None, "fsdp")
     assert spec(target.opt_state[0].mu) == spec(target.params)
-    state = create_train_state(Segmenter(TINY), optimizer, OPTIONS, mesh, seed=0)
+    state = first_state(program)
     assert state.params["encoder"]["encoderblock_0"]["mlp"]["Dense_0"]["kernel"].addressable_shards[
         0
     ].data.shape == (64, 32)
@@ -195,19 +194,10 @@ def one_device():
     return sharding.make_mesh(num_devices=1)
 
 
-def run_from(state, options, optimizer, batches, mesh, config=TINY):
-    """(state, metrics of every step) after steps on `batches`."""
-    step, rows = step_of(optimizer, options, mesh, config), []
-    for batch in batches:
-        state, metrics = step(state, sharding.put_batch(batch, mesh))
-        rows.append(jax.device_get(metrics))
-    return jax.device_get(state), rows
-
-
 def test_average_is_that_of_the_parameters_of_every_step():
     options = dataclasses.replace(OPTIONS, ema_decay=0.75)
     steps = [run_steps(one_device(), steps=n)[0].params for n in (1, 2)]
-    first = create_train_state(Segmenter(TINY), sgd(), options, one_device(), seed=3)
+    first = first_state(program_of(one_device(), options))
     assert_trees_close(first.params, first.ema, atol=0)
     state, *_ = run_steps(one_device(), options=options)
     expected = jax.tree.map(
@@ -224,26 +214,23 @@ def test_average_and_accumulation_are_the_same_with_cut_parameters():
     cut, *_ = run_steps(sharding.make_mesh(fsdp=4, num_devices=4), options=options)
     assert_trees_close(whole.ema, cut.ema, atol=1e-5)
     assert_trees_close(whole.params, cut.params, atol=1e-5)
-    target = abstract_train_state(
-        Segmenter(TINY), sgd(), options, sharding.make_mesh(fsdp=4, num_devices=4)
-    )
+    target = program_of(sharding.make_mesh(fsdp=4, num_devices=4), options).abstract_state()
     places = [[leaf.sharding for leaf in jax.tree.leaves(t)] for t in (target.params, target.ema)]
     assert places[0] == places[1]
 
 
 def test_update_that_is_not_finite_changes_nothing_but_the_step():
     options = dataclasses.replace(OPTIONS, ema_decay=0.9, skip_non_finite=True)
-    mesh = one_device()
-    state = create_train_state(Segmenter(TINY), sgd(), options, mesh, seed=3)
+    program = program_of(one_device(), options)
     good = [make_batch(seed=i) for i in range(2)]
-    state, rows = run_from(state, options, sgd(), good[:1], mesh)
+    state, rows = run_from(program, first_state(program), good[:1])
     assert rows[0]["skipped"] == 0 and rows[0]["update_norm"] > 0
 
     # Finite parameters whose activations overflow: the loss is not finite for any image.
     broken = state.replace(
         params=jax.tree.map(lambda x: x * np.float32(1e30), state.params),
     )
-    after, rows = run_from(jax.tree.map(jnp.asarray, broken), options, sgd(), good[1:], mesh)
+    after, rows = run_from(program, jax.tree.map(jnp.asarray, broken), good[1:])
     assert rows[0]["skipped"] == 1 and not np.isfinite(rows[0]["grad_norm"])
     assert after.step == 2
     for name in ("params", "opt_state", "ema"):
@@ -252,7 +239,7 @@ def test_update_that_is_not_finite_changes_nothing_but_the_step():
     # A finite step is not changed by the policy.
     plain = dataclasses.replace(options, skip_non_finite=False)
     ends = [
-        run_from(jax.tree.map(jnp.asarray, state), o, sgd(), good[1:], mesh)[0]
+        run_from(program_of(one_device(), o), jax.tree.map(jnp.asarray, state), good[1:])[0]
         for o in (options, plain)
     ]
     assert_trees_close(*ends, rtol=1e-6, atol=1e-7)
@@ -261,7 +248,7 @@ def test_update_that_is_not_finite_changes_nothing_but_the_step():
 def test_frozen_encoder_stays_and_has_no_optimizer_state():
     options = dataclasses.replace(OPTIONS, freeze_encoder=True)
     mesh = one_device()
-    first = jax.device_get(create_train_state(Segmenter(TINY), sgd(), options, mesh, seed=3))
+    first = jax.device_get(first_state(program_of(mesh, options)))
     moments = [leaf.size for leaf in jax.tree.leaves(first.opt_state)]
     assert sum(moments) == sum(leaf.size for leaf in jax.tree.leaves(first.params["decoder"]))
     state, _, norms = run_steps(mesh, options=options)
@@ -277,13 +264,9 @@ def test_frozen_encoder_stays_and_has_no_optimizer_state():
 
 
 def test_layer_decay_scales_the_updates_of_each_layer():
-    mesh, batches = one_device(), [make_batch()]
-    first = create_train_state(Segmenter(TINY), sgd(), OPTIONS, mesh, seed=3)
-    start = jax.device_get(first)
-    full, scaled = (
-        run_from(jax.tree.map(jnp.asarray, start), OPTIONS, optimizer, batches, mesh)[0].params
-        for optimizer in (sgd(), sgd(layer_decay=0.5))
-    )
+    programs = [program_of(one_device(), optimizer=o) for o in (sgd(), sgd(layer_decay=0.5))]
+    start = jax.device_get(first_state(programs[0]))
+    full, scaled = (run_from(p, first_state(p), [make_batch()])[0].params for p in programs)
     moved, slower = (jax.tree.map(jnp.subtract, x, start.params) for x in (full, scaled))
     # One block: embeddings are layer 0 of 2, the block layer 1, all after it at the full rate.
     for names, factor in (
@@ -302,13 +285,12 @@ def test_layer_decay_scales_the_updates_of_each_layer():
 
 def test_class_weights_scale_pixels_and_what_they_are_divided_by():
     config = dataclasses.replace(TINY, num_classes=3)
-    mesh = one_device()
 
     def loss(label, weights):
         options = dataclasses.replace(OPTIONS, class_weights=weights, photometric=False)
-        state = create_train_state(Segmenter(config), sgd(), options, mesh, seed=3)
+        program = program_of(one_device(), options, config)
         batch = make_batch(rows=2, num_classes=3) | {"label": label}
-        return run_from(state, options, sgd(), [batch], mesh, config)[1][0]["loss"]
+        return run_from(program, first_state(program), [batch])[1][0]["loss"]
 
     label = np.full((2, 32, 32), 255, np.uint8)
     label[0], label[1] = 0, 1

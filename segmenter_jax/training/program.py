@@ -1,0 +1,242 @@
+"""One training program: the state of a run, and the update that every step makes, on a mesh."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from segmenter_jax.models import Segmenter
+from segmenter_jax.models.normalization import normalize
+from segmenter_jax.models.params import Params, abstract_params
+from segmenter_jax.training import sharding
+from segmenter_jax.training.color_augment import photometric_distortion
+from segmenter_jax.training.losses import segmentation_loss
+from segmenter_jax.training.state import StepOptions, TrainState, split_params
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """What a run computes; equal programs on equal data make equal runs.
+
+    Attributes:
+      model: the network.
+      optimizer: see `optimizers.make_optimizer`.
+      schedule: step to learning rate.
+      options: what a step does besides.
+      mesh: where the program runs, see `sharding.make_mesh`.
+      seed: base of all randomness of the steps, which is a function of (seed, step).
+    """
+
+    model: Segmenter
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    options: StepOptions
+    mesh: Mesh
+    seed: int = 0
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state: what initialisation and restoring aim at."""
+        params = abstract_params(self.model.config)
+        trained, _ = split_params(params, self.options)
+        shapes = TrainState(
+            jax.ShapeDtypeStruct((), jnp.int32),
+            params,
+            jax.eval_shape(self.optimizer.init, trained),
+            params if self.options.ema_decay else None,
+        )
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            sharding.tree_sharding(shapes, self.mesh),
+        )
+
+    def abstract_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a global batch; crops have the model's `image_size`."""
+        config = self.model.config
+        place = sharding.batch_sharding(self.mesh)
+        shapes = {
+            "image": ((*config.image_size, config.in_channels), jnp.uint8),
+            "label": (config.image_size, jnp.uint8),
+            "valid_size": ((2,), jnp.int32),
+        }
+        return {
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=place)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+    def place(self, params: Params) -> TrainState:
+        """State before the first update, each leaf in its shards.
+
+        What is as large as the parameters, the optimizer's moments and the average, is made there.
+
+        Args:
+          params: of the model, the same in every process, on the host or on local devices.
+        """
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+
+        def place(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+            leaf = np.asarray(leaf)
+            # A copy, since a step donates it: on the CPU arrays may share the host's memory.
+            return jax.make_array_from_callback(leaf.shape, where, lambda i: np.array(leaf[i]))
+
+        params = jax.tree.map(place, params, places.params)
+        trained, _ = split_params(params, self.options)
+        opt_state = jax.jit(self.optimizer.init, out_shardings=places.opt_state)(trained)
+        # Copies as well: a step donates both.
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places.ema)
+        ema = copy(params) if self.options.ema_decay else None
+        return TrainState(place(np.int32(0), places.step), params, opt_state, ema)
+
+    @functools.cached_property
+    def step(self) -> Any:
+        """`update` as one compiled program, (state, batch) -> (state, metrics).
+
+        The state given to it is donated.
+        """
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        return jax.jit(
+            functools.partial(update, self),
+            in_shardings=(places, sharding.batch_sharding(self.mesh)),
+            out_shardings=(places, sharding.replicated(self.mesh)),
+            donate_argnums=0,
+        )
+
+
+def update(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One update.
+
+    Args:
+      program: the run.
+      state: before the update.
+      batch: `image` uint8 (B, S, S, C), `label` uint8 (B, S, S), `valid_size` int32 (B, 2).
+
+    Returns:
+      The state after the update and float32 scalars: `loss`, `grad_norm` before clipping,
+      `update_norm` of what was added to the parameters, `learning_rate`, and `skipped`, 1 where the
+      update was left out.
+    """
+    options = program.options
+    key = jax.random.fold_in(jax.random.key(program.seed), state.step)
+    color_key, dropout_key = jax.random.split(key)
+    image = prepare_image(batch, color_key, options)
+    trained, frozen = split_params(state.params, options)
+    loss, grads = _loss_and_grads(program, trained, frozen, image, batch["label"], dropout_key)
+    direction, opt_state = program.optimizer.update(grads, state.opt_state, trained)
+    learning_rate = jnp.asarray(program.schedule(state.step), jnp.float32)
+    updates = jax.tree.map(lambda d: -learning_rate * d, direction)
+    params = frozen | optax.apply_updates(trained, updates)
+    after = TrainState(state.step + 1, params, opt_state, _average(state.ema, params, options))
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.global_norm(grads),
+        "update_norm": optax.global_norm(updates),
+        "learning_rate": learning_rate,
+        "skipped": jnp.zeros(()),
+    }
+    return _skip_non_finite(state, after, metrics) if options.skip_non_finite else (after, metrics)
+
+
+def prepare_image(batch: Batch, key: jax.Array, options: StepOptions) -> jax.Array:
+    """Colour augmentation and normalisation of a uint8 batch; padding becomes 0."""
+    image = batch["image"].astype(jnp.float32)
+    if options.photometric:
+        image = photometric_distortion(key, image)
+    return normalize(image, batch["valid_size"], options.mean, options.std)
+
+
+def loss_sum(
+    program: TrainProgram,
+    trained: Params,
+    frozen: Params,
+    image: jax.Array,
+    label: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy summed over valid pixels, and what to divide it by.
+
+    Args:
+      program: the run.
+      trained, frozen: parameters of its model, see `split_params`.
+      image: normalised float32 (B, H, W, C).
+      label: uint8 (B, H, W).
+      key: of dropout and stochastic depth.
+
+    Returns:
+      (sum, number or total weight of the valid pixels), float32 scalars.
+    """
+    model, options = program.model, program.options
+    variables = {"params": frozen | trained}
+    logits = model.apply(variables, image, train=True, rngs={"dropout": key})
+    weights = options.class_weights
+    return segmentation_loss(
+        logits,
+        label,
+        patch_size=model.config.patch_size,
+        ignore_label=options.ignore_label,
+        class_weights=None if weights is None else jnp.asarray(weights, jnp.float32),
+        num_shards=program.mesh.size,
+    )
+
+
+def _loss_and_grads(
+    program: TrainProgram,
+    trained: Params,
+    frozen: Params,
+    image: jax.Array,
+    label: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, Params]:
+    """Mean loss over the valid pixels of the global batch, and its gradient."""
+    mesh = program.mesh
+    trained, frozen = sharding.gather((trained, frozen), mesh)
+
+    def grad_fn(image: jax.Array, label: jax.Array, key: jax.Array):
+        value_and_grad = jax.value_and_grad(loss_sum, argnums=1, has_aux=True)
+        loss, grads = value_and_grad(program, trained, frozen, image, label, key)
+        return loss, sharding.scatter(grads, mesh)
+
+    parts = program.options.grad_accum_steps
+    if parts == 1:
+        (total, weight), grads = grad_fn(image, label, key)
+    else:
+        # Each part takes every parts-th row, so that it spreads over all devices.
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        def body(carry, part):
+            (loss, weight), grads = grad_fn(*part)
+            return jax.tree.map(jnp.add, carry, (loss, weight, grads)), None
+
+        zero_grads = sharding.scatter(jax.tree.map(jnp.zeros_like, trained), mesh)
+        zero = (jnp.zeros(()), jnp.zeros(()), zero_grads)
+        keys = jax.random.split(key, parts)
+        (total, weight, grads), _ = jax.lax.scan(body, zero, (split(image), split(label), keys))
+    # Dividing once by the global weight keeps the mean exact however the batch is cut.
+    weight = jnp.where(weight > 0, weight, 1)
+    return total / weight, jax.tree.map(lambda g: g / weight, grads)
+
+
+def _average(ema: Params | None, params: Params, options: StepOptions) -> Params | None:
+    if ema is None:
+        return None
+    # In this form an average that equals its parameters stays equal to the last bit.
+    return jax.tree.map(lambda e, p: e + (1 - options.ema_decay) * (p - e), ema, params)
+
+
+def _skip_non_finite(
+    before: TrainState, after: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """Keeps `before`, but for its step, where a norm or the loss is not finite."""
+    checked = jnp.stack([metrics[name] for name in ("loss", "grad_norm", "update_norm")])
+    finite = jnp.isfinite(checked).all()
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    skipped = 1 - finite.astype(jnp.float32)
+    return kept.replace(step=after.step), metrics | {"skipped": skipped}
