@@ -85,6 +85,36 @@ class ArrayFile:
         candidates = (self.path.with_name(f"{stem}.{name}"), self.path.with_name(name))
         return next((path for path in candidates if path.exists()), None)
 
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        """Shape of an array that must be there and have `rank` axes, none empty."""
+        if name not in self.arrays:
+            raise SourceError(f"{self.path}: array {name} is missing")
+        shape = self.arrays[name].shape
+        if len(shape) != rank or min(shape, default=1) < 1:
+            raise SourceError(f"{self.path}: array {name} has shape {shape}, expected {rank} axes")
+        return shape
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one array as float32.
+
+        Raises:
+          SourceError: unreadable, not floating point, or not finite.
+        """
+        where, array = f"{self.path}: array {name}", self.arrays[name]
+        if array.dtype is None:
+            raise SourceError(f"{where} is not floating point")
+        try:
+            values = array.load()
+        except (*_ZIP_ERRORS, OSError, ValueError) as error:
+            raise SourceError(f"{where} is damaged: {first_line(error)}") from error
+        if tuple(values.shape) != array.shape:
+            raise SourceError(f"{where} has shape {values.shape}, not {array.shape}")
+        with np.errstate(over="ignore"):
+            values = np.asarray(values, np.float32)
+        if count := np.count_nonzero(~np.isfinite(values)):
+            raise SourceError(f"{where} holds {count} values that are not finite")
+        return values
+
 
 def read_arrays(path: os.PathLike | str) -> ArrayFile:
     """Opens a `.npz`, `.safetensors` or PyTorch file, whatever its name.
@@ -101,28 +131,6 @@ def read_arrays(path: os.PathLike | str) -> ArrayFile:
     if all(name.startswith(_DATA_PARALLEL) for name in arrays):
         arrays = {name.removeprefix(_DATA_PARALLEL): array for name, array in arrays.items()}
     return ArrayFile(path, arrays, extra)
-
-
-def read_float32(path: os.PathLike | str, name: str, array: LazyArray) -> np.ndarray:
-    """Reads one array as float32.
-
-    Raises:
-      SourceError: unreadable, not floating point, or not finite.
-    """
-    if array.dtype is None:
-        raise SourceError(f"{path}: array {name} is not floating point")
-    try:
-        values = array.load()
-    except (*_ZIP_ERRORS, OSError, ValueError) as error:
-        raise SourceError(f"{path}: array {name} is damaged: {first_line(error)}") from error
-    if tuple(values.shape) != array.shape:
-        raise SourceError(f"{path}: array {name} has shape {values.shape}, not {array.shape}")
-    with np.errstate(over="ignore"):
-        values = np.asarray(values, np.float32)
-    if not np.isfinite(values).all():
-        count = int(np.count_nonzero(~np.isfinite(values)))
-        raise SourceError(f"{path}: array {name} holds {count} values that are not finite")
-    return values
 
 
 def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], _Content]:

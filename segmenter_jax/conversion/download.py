@@ -86,9 +86,12 @@ def download(url: str, path: os.PathLike | str, attempts: int = 4) -> None:
         for attempt in range(attempts):
             time.sleep(0.2 * 2**attempt if attempt else 0)
             try:
-                request = _request(url, file.tell(), version)
+                # The server sends the whole file if it is no longer the one that was begun.
+                resume = {"Range": f"bytes={file.tell()}-", "If-Range": version} if version else {}
+                request = urllib.request.Request(url, headers=resume)
                 with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-                    version = _version(response.headers)
+                    headers = response.headers
+                    version = headers.get("ETag") or headers.get("Last-Modified") or ""
                     _receive(response, file)
                 return
             except urllib.error.HTTPError as error:
@@ -99,17 +102,6 @@ def download(url: str, path: os.PathLike | str, attempts: int = 4) -> None:
             except (OSError, http.client.HTTPException) as error:
                 reason = first_line(error)
         raise SourceError(f"cannot download {url}: {reason}")
-
-
-def _request(url: str, have: int, version: str) -> urllib.request.Request:
-    """Asks for what is missing of a file; for all of it if it changes or cannot be continued."""
-    resume = have and version
-    headers = {"Range": f"bytes={have}-", "If-Range": version} if resume else {}
-    return urllib.request.Request(url, headers=headers)
-
-
-def _version(headers: http.client.HTTPMessage) -> str:
-    return headers.get("ETag") or headers.get("Last-Modified") or ""
 
 
 def _receive(response: http.client.HTTPResponse, file: BinaryIO) -> None:

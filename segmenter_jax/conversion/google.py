@@ -10,8 +10,8 @@ from segmenter_jax.conversion.opening import (
     Dropped,
     Hints,
     Opened,
-    Shapes,
     bind,
+    encoder_fields,
     is_square,
     network,
     normalized_as,
@@ -66,35 +66,37 @@ _DROPPED = (
 )
 
 
-def _numbering(shapes: Shapes) -> dict[str, str]:
+def _numbering(file: ArrayFile) -> dict[str, str]:
     released = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"
-    return _RELEASED if released in shapes else _NEWER
+    return _RELEASED if released in file.arrays else _NEWER
 
 
-def _position(shapes: Shapes) -> tuple[Row, int]:
+def _position(file: ArrayFile) -> tuple[Row, int]:
     """Row of the position embeddings, and how many of them are of patches."""
-    if _POSITION in shapes:
-        return Row("pos_embedding", _POSITION, SAME), shapes.get(_POSITION, 3)[1] - 1
-    tokens = shapes.get(_SEPARATE_POSITION, 3)[1]
+    if _POSITION in file.arrays:
+        return Row("pos_embedding", _POSITION, SAME), file.shape(_POSITION, 3)[1] - 1
+    tokens = file.shape(_SEPARATE_POSITION, 3)[1]
     if is_square(tokens - 1) and not is_square(tokens):
         return Row("pos_embedding", _SEPARATE_POSITION, SAME), tokens - 1
     return Row("pos_embedding", _SEPARATE_POSITION, WITHOUT_CLASS_TOKEN), tokens
 
 
-def _describe(shapes: Shapes, numbers: dict[str, str]) -> dict[str, Any]:
+def _describe(file: ArrayFile, numbers: dict[str, str]) -> dict[str, Any]:
     block = "Transformer/encoderblock_0/"
-    heads = shapes.get(f"{block}{numbers['attention']}/query/kernel", 3)[1]
-    return {"num_heads": heads, "layer_norm_eps": 1e-6, "gelu": "tanh"} | shapes.encoder(
+    fields = encoder_fields(
+        file,
         kernel="embedding/kernel",
         axes="hwio",
         hidden=f"{block}{numbers['mlp']}/Dense_0/bias",
-        block=r"Transformer/encoderblock_(\d+)/",
+        blocks=r"Transformer/encoderblock_(\d+)/",
     )
+    heads = file.shape(f"{block}{numbers['attention']}/query/kernel", 3)[1]
+    return fields | {"num_heads": heads, "layer_norm_eps": 1e-6, "gelu": "tanh"}
 
 
-def _table(depth: int, shapes: Shapes, numbers: dict[str, str]) -> list[Row]:
-    class_token = (_CLASS_TOKEN,) if "cls" in shapes else ()
-    rows = prefixed((*_STEM, *class_token, _position(shapes)[0]), "encoder/", "")
+def _table(depth: int, file: ArrayFile, numbers: dict[str, str]) -> list[Row]:
+    class_token = (_CLASS_TOKEN,) if "cls" in file.arrays else ()
+    rows = prefixed((*_STEM, *class_token, _position(file)[0]), "encoder/", "")
     block = [row._replace(theirs=row.theirs.format(**numbers)) for row in _BLOCK]
     for i in range(depth):
         rows += prefixed(block, f"encoder/encoderblock_{i}/", f"Transformer/encoderblock_{i}/")
@@ -109,26 +111,17 @@ def detect(names: Collection[str]) -> bool:
 def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
     file, outside = _unwrap(file)
-    shapes = Shapes(file)
-    numbers = _numbering(shapes)
-    config = network(file.path, _describe(shapes, numbers), _position(shapes)[1], hints)
-    opened = bind(file, NAME, config, _table(config.depth, shapes, numbers), _DROPPED)
-    return dataclasses.replace(
-        opened, dropped=outside + opened.dropped, description=normalized_as("vit")
-    )
+    numbers = _numbering(file)
+    config = network(file.path, _describe(file, numbers), _position(file)[1], hints)
+    table = _table(config.depth, file, numbers)
+    opened = bind(file, NAME, config, table, _DROPPED, normalized_as("vit"))
+    return dataclasses.replace(opened, dropped=outside + opened.dropped)
 
 
 def _unwrap(file: ArrayFile) -> tuple[ArrayFile, list[Dropped]]:
-    inside = {
-        name.removeprefix(_PARAMS): array
-        for name, array in file.arrays.items()
-        if name.startswith(_PARAMS)
-    }
+    inside = {k.removeprefix(_PARAMS): v for k, v in file.arrays.items() if k.startswith(_PARAMS)}
     if not inside:
         return file, []
-    outside = [
-        (name, array.shape, f"outside of {_PARAMS!r}: no parameter")
-        for name, array in file.arrays.items()
-        if not name.startswith(_PARAMS)
-    ]
+    why = f"outside of {_PARAMS!r}: no parameter"
+    outside = [(k, v.shape, why) for k, v in file.arrays.items() if not k.startswith(_PARAMS)]
     return dataclasses.replace(file, arrays=inside), outside

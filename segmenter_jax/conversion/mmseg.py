@@ -19,8 +19,9 @@ from segmenter_jax.conversion.mapping import (
 from segmenter_jax.conversion.opening import (
     Hints,
     Opened,
-    Shapes,
     bind,
+    count_blocks,
+    encoder_fields,
     network,
     normalized_as,
 )
@@ -57,22 +58,23 @@ _DROPPED = ((r"auxiliary_head\.", "head used in training only"),)
 _NOTE = "normalisation is not in the file; mmsegmentation's Segmenters use mean 0.5, std 0.5"
 
 
-def _describe(shapes: Shapes) -> dict[str, Any]:
+def _describe(file: ArrayFile) -> dict[str, Any]:
     # The encoder was trained with 1e-6 and the decoder with 1e-5. One value serves both; the mask
     # norm, over cosines of small variance, is where it matters.
-    fields = {"layer_norm_eps": 1e-5, "gelu": "exact"} | shapes.encoder(
+    fields = {"layer_norm_eps": 1e-5, "gelu": "exact"} | encoder_fields(
+        file,
         kernel="backbone.patch_embed.projection.weight",
         axes="oihw",
         hidden="backbone.layers.0.ffn.layers.0.0.bias",
-        block=r"backbone\.layers\.(\d+)\.",
+        blocks=r"backbone\.layers\.(\d+)\.",
     )
-    if "decode_head.conv_seg.weight" in shapes:
-        num_classes = shapes.get("decode_head.conv_seg.weight", 4)[0]
+    if "decode_head.conv_seg.weight" in file.arrays:
+        num_classes = file.shape("decode_head.conv_seg.weight", 4)[0]
         return fields | {"decoder": "linear", "num_classes": num_classes}
     return fields | {
         "decoder": "mask",
-        "num_classes": shapes.get("decode_head.cls_emb", 3)[1],
-        "decoder_depth": shapes.count(r"decode_head\.layers\.(\d+)\."),
+        "num_classes": file.shape("decode_head.cls_emb", 3)[1],
+        "decoder_depth": count_blocks(file, r"decode_head\.layers\.(\d+)\."),
     }
 
 
@@ -112,9 +114,8 @@ def detect(names: Collection[str]) -> bool:
 
 def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
-    shapes = Shapes(file)
-    patches = shapes.get("backbone.pos_embed", 3)[1] - 1
-    config = network(file.path, _describe(shapes), patches, hints)
-    opened = bind(file, NAME, config, _table(config), _DROPPED)
+    patches = file.shape("backbone.pos_embed", 3)[1] - 1
+    config = network(file.path, _describe(file), patches, hints)
     described = normalized_as("vit") | _classes(file.extra, config.num_classes)
-    return dataclasses.replace(opened, description=described, notes=(_NOTE,))
+    opened = bind(file, NAME, config, _table(config), _DROPPED, described)
+    return dataclasses.replace(opened, notes=(_NOTE,))

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from segmenter_jax.conversion.arrays import ArrayFile, SourceError, read_float32
+from segmenter_jax.conversion.arrays import ArrayFile, SourceError
 from segmenter_jax.conversion.mapping import Row, Shape, their_shape, to_ours
 from segmenter_jax.models import VARIANTS, SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
@@ -96,54 +96,47 @@ class Format(Protocol):
         """
 
 
-class Shapes:
-    """Shapes by array name, of a file; asking for an absent one is an error that says so."""
+def count_blocks(file: ArrayFile, pattern: str) -> int:
+    """Number of blocks, from names that match `pattern` with the index in its group.
 
-    def __init__(self, file: ArrayFile):
-        self.path: pathlib.Path = file.path
-        self._shapes = {name: array.shape for name, array in file.arrays.items()}
+    Raises:
+      SourceError: one is missing.
+    """
+    found = {int(m[1]) for name in file.arrays if (m := re.match(pattern, name))}
+    if missing := sorted(set(range(max(found, default=0) + 1)) - found):
+        raise SourceError(
+            f"{file.path}: block {missing[0]} is missing (no array matches {pattern!r})"
+        )
+    return len(found)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._shapes
 
-    def get(self, name: str, rank: int) -> Shape:
-        """Shape of an array that must be there and have `rank` axes, none empty."""
-        if name not in self._shapes:
-            raise SourceError(f"{self.path}: array {name} is missing")
-        shape = self._shapes[name]
-        if len(shape) != rank or min(shape, default=1) < 1:
-            raise SourceError(f"{self.path}: array {name} has shape {shape}, expected {rank} axes")
-        return shape
+def encoder_fields(
+    file: ArrayFile, kernel: str, axes: str, hidden: str, blocks: str
+) -> dict[str, Any]:
+    """Fields of `SegmenterConfig` that show in any ViT.
 
-    def count(self, pattern: str) -> int:
-        """Number of blocks, from names that match `pattern` with the index in its group."""
-        found = {int(m[1]) for name in self._shapes if (m := re.match(pattern, name))}
-        if missing := sorted(set(range(max(found, default=0) + 1)) - found):
-            raise SourceError(
-                f"{self.path}: block {missing[0]} is missing (no array matches {pattern!r})"
-            )
-        return len(found)
+    Args:
+      file: the file.
+      kernel: name of the patch embedding's kernel.
+      axes: its axes: "o" for the width, "i" for the image's channels, "h" and "w" for the patch.
+      hidden: name of the bias of the first block's hidden layer.
+      blocks: pattern of the blocks' names, see `count_blocks`.
 
-    def encoder(self, kernel: str, axes: str, hidden: str, block: str) -> dict[str, Any]:
-        """Fields of `SegmenterConfig` that show in any ViT.
-
-        Args:
-          kernel: name of the patch embedding's kernel.
-          axes: its axes: "o" for the width, "i" for the image's channels, "h", "w" for the patch.
-          hidden: name of the bias of the first block's hidden layer.
-          block: pattern of a block's names, see `count`.
-        """
-        size = dict(zip(axes, self.get(kernel, 4), strict=True))
-        if size["h"] != size["w"]:
-            raise SourceError(f"{self.path}: array {kernel} has patches that are not square")
-        mlp_dim = self.get(hidden, 1)[0]
-        return {
-            "width": size["o"],
-            "depth": self.count(block),
-            "patch_size": size["h"],
-            "in_channels": size["i"],
-            "mlp_dim": None if mlp_dim == 4 * size["o"] else mlp_dim,
-        }
+    Raises:
+      SourceError: one of them is missing or has other axes.
+    """
+    size = dict(zip(axes, file.shape(kernel, 4), strict=True))
+    if size["h"] != size["w"]:
+        raise SourceError(f"{file.path}: array {kernel} has patches that are not square")
+    depth = count_blocks(file, blocks)
+    (mlp_dim,) = file.shape(hidden, 1)
+    return {
+        "width": size["o"],
+        "depth": depth,
+        "patch_size": size["h"],
+        "in_channels": size["i"],
+        "mlp_dim": None if mlp_dim == 4 * size["o"] else mlp_dim,
+    }
 
 
 def is_square(number: int) -> bool:
@@ -225,6 +218,7 @@ def bind(
     config: SegmenterConfig,
     table: Iterable[Row],
     dropped: Iterable[tuple[str, str]],
+    description: dict[str, Any] | None = None,
 ) -> Opened:
     """Finds every row of a mapping table in a file, with the shape it must have.
 
@@ -234,6 +228,7 @@ def bind(
       config: the network.
       table: its mapping table, of the encoder alone where there is no decoder.
       dropped: (regular expression, reason) of arrays that have no place in a Segmenter.
+      description: see `Opened`.
 
     Raises:
       SourceError: an array is missing, of another shape, or without an explanation.
@@ -259,11 +254,12 @@ def bind(
         config=config,
         entries=entries,
         dropped=_explain(file.path, rest, format, tuple(dropped)),
+        description=description or {},
     )
 
 
 def _read(file: ArrayFile, row: Row, shape: Shape) -> np.ndarray:
-    return to_ours(row, read_float32(file.path, row.theirs, file.arrays[row.theirs]), shape)
+    return to_ours(row, file.read(row.theirs), shape)
 
 
 def _explain(

@@ -1,6 +1,5 @@
 """Checkpoints of the authors' PyTorch Segmenter: a state dict beside a `variant.yml`."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -14,7 +13,7 @@ from segmenter_jax.checkpoints.atomic import abandon, publish, recover, staging
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion.arrays import ArrayFile, SourceError
 from segmenter_jax.conversion.mapping import SAME, Row, linear, norm, prefixed, to_theirs
-from segmenter_jax.conversion.opening import Hints, Opened, Shapes, bind, network
+from segmenter_jax.conversion.opening import Hints, Opened, bind, count_blocks, network
 from segmenter_jax.conversion.timm import HEADS, block_rows, describe_encoder, encoder_rows
 from segmenter_jax.conversion.variant import (
     REFERENCE_NUMERICS,
@@ -49,14 +48,14 @@ _UNUSED_HEAD_CLASSES = 1000
 _DROPPED = tuple((rf"encoder\.{pattern}", reason) for pattern, reason in HEADS)
 
 
-def _describe_decoder(shapes: Shapes) -> dict[str, Any]:
-    if "decoder.head.weight" in shapes:
-        num_classes = shapes.get("decoder.head.weight", 2)[0]
+def _describe_decoder(file: ArrayFile) -> dict[str, Any]:
+    if "decoder.head.weight" in file.arrays:
+        num_classes = file.shape("decoder.head.weight", 2)[0]
         return {"decoder": "linear", "num_classes": num_classes}
     return {
         "decoder": "mask",
-        "num_classes": shapes.get("decoder.cls_emb", 3)[1],
-        "decoder_depth": shapes.count(r"decoder\.blocks\.(\d+)\."),
+        "num_classes": file.shape("decoder.cls_emb", 3)[1],
+        "decoder_depth": count_blocks(file, r"decoder\.blocks\.(\d+)\."),
     }
 
 
@@ -78,16 +77,14 @@ def detect(names: Collection[str]) -> bool:
 
 def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
-    shapes = Shapes(file)
-    encoder, patches = describe_encoder(shapes, "encoder.")
-    found = encoder | _describe_decoder(shapes)
+    encoder, patches = describe_encoder(file, "encoder.")
+    found = encoder | _describe_decoder(file)
     stated, described = {}, {}
     if (variant := file.sidecar(VARIANT_FILE)) is not None:
         stated, described = read_variant(variant)
         _check_stated(variant, stated, found)
     config = network(file.path, REFERENCE_NUMERICS | found | stated, patches, hints)
-    opened = bind(file, NAME, config, _table(config), _DROPPED)
-    return dataclasses.replace(opened, description=described)
+    return bind(file, NAME, config, _table(config), _DROPPED, described)
 
 
 def _check_stated(path: pathlib.Path, stated: dict[str, Any], found: dict[str, Any]) -> None:

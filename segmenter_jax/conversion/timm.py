@@ -1,6 +1,5 @@
 """timm's and DeiT's ViT checkpoints; the reference Segmenter's encoder has the same names."""
 
-import dataclasses
 import re
 from collections.abc import Collection
 from typing import Any
@@ -10,8 +9,8 @@ from segmenter_jax.conversion.mapping import CONV, SAME, Row, fused_qkv, linear,
 from segmenter_jax.conversion.opening import (
     Hints,
     Opened,
-    Shapes,
     bind,
+    encoder_fields,
     network,
     normalized_as,
 )
@@ -56,16 +55,17 @@ def encoder_rows(config: SegmenterConfig, prefix: str) -> list[Row]:
     return rows + prefixed(_NORM, "encoder/", prefix)
 
 
-def describe_encoder(shapes: Shapes, prefix: str) -> tuple[dict[str, Any], int]:
+def describe_encoder(file: ArrayFile, prefix: str) -> tuple[dict[str, Any], int]:
     """Fields of `SegmenterConfig`, and the number of position embeddings of patches."""
-    distilled = f"{prefix}dist_token" in shapes
-    fields = shapes.encoder(
+    distilled = f"{prefix}dist_token" in file.arrays
+    fields = encoder_fields(
+        file,
         kernel=f"{prefix}patch_embed.proj.weight",
         axes="oihw",
         hidden=f"{prefix}blocks.0.mlp.fc1.bias",
-        block=rf"{re.escape(prefix)}blocks\.(\d+)\.",
+        blocks=rf"{re.escape(prefix)}blocks\.(\d+)\.",
     )
-    tokens = shapes.get(f"{prefix}pos_embed", 3)[1]
+    tokens = file.shape(f"{prefix}pos_embed", 3)[1]
     return fields | {"distilled": distilled}, tokens - (2 if distilled else 1)
 
 
@@ -76,11 +76,9 @@ def detect(names: Collection[str]) -> bool:
 
 def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
-    fields, patches = describe_encoder(Shapes(file), "")
+    fields, patches = describe_encoder(file, "")
     fields |= {"layer_norm_eps": 1e-6, "gelu": "exact"}
     config = network(file.path, fields, patches, hints)
-    opened = bind(file, NAME, config, encoder_rows(config, ""), HEADS)
     # AugReg and plain DeiT weights look the same; only distilled ones are DeiT's for certain.
-    if not config.distilled:
-        return opened
-    return dataclasses.replace(opened, description=normalized_as("deit"))
+    description = normalized_as("deit") if config.distilled else {}
+    return bind(file, NAME, config, encoder_rows(config, ""), HEADS, description)
