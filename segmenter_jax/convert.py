@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from segmenter_jax.checkpoints.model_dir import save_model
-from segmenter_jax.conversion import export
-from segmenter_jax.conversion.arrays import CheckpointError
+from segmenter_jax.conversion import reference
 from segmenter_jax.conversion.convert import ConvertOptions, convert
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.resampling import Method
@@ -51,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("output", metavar="OUTPUT", help="directory to write")
     add(
         "--to",
-        choices=("model", "reference", "safetensors"),
+        choices=("model", *reference.FILES),
         default="model",
         help="what to write: a model directory (default); the authors' PyTorch layout, "
         "checkpoint.pth and variant.yml; the same with model.safetensors",
@@ -83,14 +82,14 @@ def make_parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> None:
     output = absolute(arguments.output)
     if output.exists() and not arguments.overwrite:
-        raise CheckpointError(f"{output}: exists; choose another name or give --overwrite")
+        raise ValueError(f"{output}: exists; choose another name or give --overwrite")
     names = [field.name for field in dataclasses.fields(ConvertOptions)]
     options = ConvertOptions(**{name: getattr(arguments, name) for name in names})
     description, params, report = convert(arguments.source, options)
     if arguments.to == "model":
         save_model(output, description, params)
     else:
-        report.warnings += export.save_reference(output, description, params, arguments.to)
+        report.warnings += reference.save(output, description, params, arguments.to)
     print(report)
     print(f"written: {output}")
 

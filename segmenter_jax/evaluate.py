@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from segmenter_jax.checkpoints.model_dir import ModelDescription
+from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.data.datasets import DATA_DIR, Dataset, build_dataset
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.specs import DatasetSpec

@@ -3,7 +3,8 @@
 import pathlib
 from typing import Any
 
-from segmenter_jax.checkpoints.model_dir import ModelDescription, save_model
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.model_dir import save_model
 from tests.golden_params import golden_config, golden_params
 
 CLASSES = ("sky", "building", "road", "car", "person", "tree", "sign")

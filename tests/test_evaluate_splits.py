@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import evaluate
-from segmenter_jax.checkpoints.model_dir import ModelDescription, save_model
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.data.datasets import build_dataset
 from segmenter_jax.data.specs import BENCHMARKS
 from segmenter_jax.data.transforms import EvalTransform

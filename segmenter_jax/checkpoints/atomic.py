@@ -10,7 +10,7 @@ import os
 
 from etils import epath
 
-from segmenter_jax.runtime.files import is_local, sync
+from segmenter_jax.runtime.files import is_local, sync, write_whole
 
 
 def staging(path: epath.Path) -> epath.Path:
@@ -49,10 +49,8 @@ def publish(path: epath.Path, marker: str, text: str) -> None:
     """
     built = staging(path)
     _sync_tree(built)
-    part = built / f".{marker}.part"
-    part.write_text(text)
-    sync(part)
-    part.rename(built / marker)
+    with write_whole(built / marker) as part:
+        part.write_text(text)
     sync(built)
     sync(path.parent)
     _move(path, marker)

@@ -9,6 +9,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves of any tree by their "/"-joined names; of dictionaries the same as `flatten_dict`."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
 def bit_sums(tree: Any) -> dict[str, int]:
     """One number per leaf that changes with any single bit of it.
 
@@ -20,15 +26,12 @@ def bit_sums(tree: Any) -> dict[str, int]:
     Returns:
       Name of the leaf -> sum modulo 2^32 of its elements, read as unsigned integers.
     """
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = [leaf for _, leaf in paths]
+    named = named_leaves(tree)
+    leaves = list(named.values())
     place = next((x.sharding for x in leaves if isinstance(x.sharding, NamedSharding)), None)
     replicated = None if place is None else NamedSharding(place.mesh, PartitionSpec())
     sums = jax.device_get(jax.jit(_sums, out_shardings=replicated)(leaves))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
-        for (path, _), value in zip(paths, sums, strict=True)
-    }
+    return {name: int(value) for name, value in zip(named, sums, strict=True)}
 
 
 def _sums(leaves: list[jax.Array]) -> jax.Array:

@@ -5,6 +5,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from segmenter_jax.models import SegmenterConfig
@@ -47,6 +48,8 @@ class ModelDescription:
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(ModelDescription, vars(self))
+
         def assign(**values: Any) -> None:
             for name, value in values.items():
                 object.__setattr__(self, name, value)
@@ -92,16 +95,14 @@ class ModelDescription:
             raise ValueError(
                 f"{source}: field {_VERSION_FIELD!r}: found {version!r}, expected {FORMAT_VERSION}"
             )
-        model = _typed_fields(SegmenterConfig, fields.pop("model", None), f"{source}: model")
+        _check_names(cls, fields, source)
+        model = fields.pop("model")
+        _check_names(SegmenterConfig, model, f"{source}: model")
+        check_types(SegmenterConfig, model, f"{source}: model: ")
         try:
-            config = SegmenterConfig(**model)
-            rest = _typed_fields(cls, fields, source, skip=("model",))
-            return cls(model=config, **rest)
+            return cls(model=SegmenterConfig(**model), **fields)
         except ValueError as error:
-            message = str(error)
-            raise ValueError(
-                message if message.startswith(source) else f"{source}: {message}"
-            ) from None
+            raise ValueError(f"{source}: {error}") from None
 
 
 def _per_channel(name: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -146,15 +147,14 @@ def _check_values(d: ModelDescription) -> None:
         raise ValueError(f"provenance must hold JSON values only: {error}") from None
 
 
-def _typed_fields(cls: type, fields: Any, where: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Checks decoded JSON against a dataclass: only its fields, each of its declared type.
+def _check_names(cls: type, fields: Any, where: str) -> None:
+    """Checks that decoded JSON has the fields of a dataclass, and no other.
 
     A field with a default may be missing: files older than the field stay readable.
     """
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: found {type(fields).__name__}, expected an object")
-    hints = typing.get_type_hints(cls)
-    declared = [f for f in dataclasses.fields(cls) if f.name not in skip]
+    declared = dataclasses.fields(cls)
     expected = [f.name for f in declared]
     if unknown := sorted(set(fields) - set(expected)):
         raise ValueError(f"{where}: unknown fields {unknown}; known are {expected}")
@@ -162,23 +162,36 @@ def _typed_fields(cls: type, fields: Any, where: str, skip: tuple[str, ...] = ()
     required = [f.name for f in declared if f.default is absent and f.default_factory is absent]
     if missing := [name for name in required if name not in fields]:
         raise ValueError(f"{where}: missing fields {missing}")
-    for name in fields:
-        if not _matches(fields[name], hints[name]):
+
+
+def check_types(cls: type, fields: Mapping[str, Any], where: str = "") -> None:
+    """Checks values, of files that anybody may have written, against the types of a dataclass.
+
+    Args:
+      cls: the dataclass.
+      fields: values of some of its fields; a list is as good as a tuple.
+      where: begins the message.
+
+    Raises:
+      ValueError: a value is of another type; names the field.
+    """
+    hints = typing.get_type_hints(cls)
+    for name, value in fields.items():
+        if not _matches(value, hints[name]):
             raise ValueError(
-                f"{where}: field {name!r}: found {fields[name]!r}, expected {_spell(hints[name])}"
+                f"{where}field {name!r}: found {value!r}, expected {_spell(hints[name])}"
             )
-    return fields
 
 
 def _matches(value: Any, hint: Any) -> bool:
-    """Whether a decoded JSON value fits a type hint; lists stand for tuples."""
+    """Whether a value fits a type hint; lists stand for tuples, as in JSON."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_matches(value, arg) for arg in args)
     if origin is Literal:
         return value in args
     if origin is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             return False
         if args[-1] is Ellipsis:
             return all(_matches(item, args[0]) for item in value)

@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from segmenter_jax.checkpoints.checksums import bit_sums
+from segmenter_jax.checkpoints.checksums import bit_sums, named_leaves
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line, root
@@ -18,7 +18,8 @@ _STATE, _DATA = "state", "data"
 # What one process made of a checkpoint; of several processes the largest counts.
 _GOOD, _DAMAGED, _UNUSABLE = range(3)
 
-# Words of file systems for what is no property of the files: nothing is wrong with a checkpoint.
+# Status codes of TensorStore, whose errors have one type and begin with the code, for what is no
+# property of the files: nothing is wrong with a checkpoint.
 _TRANSIENT = (
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
@@ -107,7 +108,7 @@ class Checkpoints:
           CheckpointError: the newest whole checkpoint is one of another model; or none is whole;
             or reading failed for a reason outside of the files. All of them are as they were.
         """
-        wanted = _leaves(target)
+        wanted = {name: _leaf(x) for name, x in named_leaves(target).items()}
         damaged: dict[epath.Path, str] = {}
         # One process says what there is: a shared file system may show others something older.
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -192,27 +193,23 @@ def _read(path: epath.Path, target: Any, wanted: dict[str, _Leaf]) -> tuple[Any,
     return handler.restore(path / _STATE, args=ocp.args.StandardRestore(target)), record
 
 
-def _leaves(tree: Any) -> dict[str, _Leaf]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (tuple(x.shape), str(x.dtype))
-        for path, x in paths
-    }
+def _leaf(array: Any) -> _Leaf:
+    return tuple(array.shape), str(array.dtype)
 
 
 def _check_fits(saved: Any, wanted: dict[str, _Leaf]) -> None:
     """Raises CheckpointError if a checkpoint is whole but of another model or optimizer."""
     arrays = [leaf for leaf in jax.tree.leaves(saved) if hasattr(leaf, "shape")]
-    found = {leaf.name: (tuple(leaf.shape), str(leaf.dtype)) for leaf in arrays}
+    found = {leaf.name.replace(".", "/"): _leaf(leaf) for leaf in arrays}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
-            there, here = (_told(leaves.get(name)) for leaves in (found, wanted))
+            there, here = (_spell(leaves.get(name)) for leaves in (found, wanted))
             raise CheckpointError(
                 f"it is one of another model or optimizer: {name} is {there} there and {here} here"
             )
 
 
-def _told(leaf: _Leaf | None) -> str:
+def _spell(leaf: _Leaf | None) -> str:
     return "missing" if leaf is None else f"{leaf[1]} {leaf[0]}"
 
 
@@ -230,4 +227,4 @@ def _is_no_damage(error: BaseException) -> bool:
     # What the system refuses says nothing about the files, but that one is missing.
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
         return True
-    return any(word in str(error) for word in _TRANSIENT)
+    return str(error).partition(":")[0] in _TRANSIENT

@@ -6,13 +6,13 @@ is no model.
 """
 
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from segmenter_jax.checkpoints.atomic import abandon, publish, recover, staging, whole
@@ -22,28 +22,11 @@ from segmenter_jax.models.params import Params, abstract_params
 from segmenter_jax.runtime.errors import first_line
 from segmenter_jax.runtime.files import absolute
 
-__all__ = [
-    "ModelDescription",
-    "abstract_params",
-    "check_params",
-    "flatten",
-    "load_description",
-    "load_model",
-    "resolve_model_dir",
-    "save_model",
-]
-
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
 
 # Where a workdir keeps its models, in order of preference.
 WORKDIR_MODELS = ("model/best", "model/latest")
-
-
-def flatten(params: Params) -> dict[str, Any]:
-    """Nested dictionaries to one dictionary, with "/"-joined names."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {"/".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in paths}
 
 
 def check_params(params: Params, config: SegmenterConfig, source: str) -> None:
@@ -57,7 +40,7 @@ def check_params(params: Params, config: SegmenterConfig, source: str) -> None:
     Raises:
       ValueError: a parameter is missing, unexpected, or of another shape or kind.
     """
-    found, expected = flatten(params), flatten(abstract_params(config))
+    found, expected = (flatten_dict(tree, sep="/") for tree in (params, abstract_params(config)))
     for problem, names in (
         ("missing", expected.keys() - found.keys()),
         ("unexpected", found.keys() - expected.keys()),
@@ -162,23 +145,29 @@ def load_description(path: os.PathLike | str) -> ModelDescription:
     return ModelDescription.from_json(file.read_text(), source=os.fspath(file))
 
 
-def resolve_model_dir(path: os.PathLike | str) -> epath.Path:
-    """The model directory that a user means.
+def find_model_dir(path: os.PathLike | str) -> epath.Path | None:
+    """The model directory that a user means; None if there is none.
 
     Args:
       path: a model directory, or a workdir, of which the best model counts, else the latest.
-
-    Raises:
-      ValueError: neither; says what was looked for.
     """
+    folders = (whole(candidate, MODEL_FILE) for candidate in _candidates(path))
+    return next((folder for folder in folders if folder is not None), None)
+
+
+def resolve_model_dir(path: os.PathLike | str) -> epath.Path:
+    """As `find_model_dir`, but that there is none raises a ValueError that says where it looked."""
+    if (folder := find_model_dir(path)) is not None:
+        return folder
+    looked_for = ", ".join(os.fspath(folder / MODEL_FILE) for folder in _candidates(path))
     path = absolute(path)
-    candidates = [path, *(path / name for name in WORKDIR_MODELS)]
-    for candidate in candidates:
-        if (folder := whole(candidate, MODEL_FILE)) is not None:
-            return folder
-    looked_for = ", ".join(os.fspath(folder / MODEL_FILE) for folder in candidates)
     exists = "is no model directory or workdir" if path.exists() else "does not exist"
     raise ValueError(f"{path}: {exists}; looked for {looked_for}")
+
+
+def _candidates(path: os.PathLike | str) -> list[epath.Path]:
+    path = absolute(path)
+    return [path, *(path / name for name in WORKDIR_MODELS)]
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

@@ -13,16 +13,17 @@ Rules:
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from segmenter_jax.checkpoints.model_dir import abstract_params, flatten
-from segmenter_jax.conversion.arrays import CheckpointError
+from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.mapping import Shape
-from segmenter_jax.conversion.sources import Checkpoint
+from segmenter_jax.conversion.opening import Opened
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.params import Params, abstract_params, init_some_params
 from segmenter_jax.models.resampling import Method
 from segmenter_jax.models.vit import resize_position_embedding
 
@@ -90,33 +91,33 @@ def _collapse(items: Iterable[str]) -> list[str]:
 
 
 def adapt(
-    checkpoint: Checkpoint,
+    opened: Opened,
     config: SegmenterConfig,
-    initial: Callable[[list[str]], Mapping[str, Any]],
-    position_method: Method = "bicubic",
-) -> tuple[dict[str, Any], Report]:
-    """Parameters of a network, from a checkpoint as far as it goes.
+    seed: int,
+    position_method: Method,
+) -> tuple[Params, Report]:
+    """Parameters of a network, from a source as far as it goes.
 
     Args:
-      checkpoint: the source.
+      opened: the source.
       config: the network wanted.
-      initial: gives initial values for a list of flat names.
+      seed: of newly initialised parameters.
       position_method: how position embeddings are resized.
 
     Returns:
-      The flat parameters, and the report.
+      The parameters on the host, and the report.
 
     Raises:
       ValueError: the encoders do not fit, or an array cannot be read.
     """
-    source = checkpoint.config
-    _check_encoder(checkpoint, config)
-    report = Report(_header(checkpoint), dropped=list(checkpoint.dropped))
-    report.warnings += checkpoint.notes + _numeric_warnings(source, config)
-    other_decoder = _other_decoder(checkpoint, config)
+    source = opened.config
+    _check_encoder(opened, config)
+    report = Report(_header(opened), dropped=list(opened.dropped))
+    report.warnings += [*opened.notes, *_numeric_warnings(source, config)]
+    other_decoder = _other_decoder(opened, config)
     flat: dict[str, Any] = {}
-    for name, leaf in flatten(abstract_params(config)).items():
-        entry = checkpoint.entries.get(name)
+    for name, leaf in flatten_dict(abstract_params(config), sep="/").items():
+        entry = opened.entries.get(name)
         in_decoder = name.startswith("decoder/")
         if in_decoder and other_decoder:
             report.initialised.append((name, leaf.shape, other_decoder))
@@ -136,14 +137,15 @@ def adapt(
         else:
             flat[name] = entry.read()
             report.mapped.append((name, entry.theirs, leaf.shape))
-    if other_decoder and checkpoint.has_decoder:
+    if other_decoder and opened.has_decoder:
         report.dropped += [
             (entry.theirs, entry.shape, other_decoder)
-            for name, entry in checkpoint.entries.items()
+            for name, entry in opened.entries.items()
             if name.startswith("decoder/")
         ]
-    missing = [name for name, _, _ in report.initialised]
-    return flat | dict(initial(missing) if missing else {}), report
+    if missing := [name for name, _, _ in report.initialised]:
+        flat |= init_some_params(config, missing, seed)
+    return unflatten_dict(flat, sep="/"), report
 
 
 def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:
@@ -171,25 +173,25 @@ def _resize(
     return np.asarray(resize_position_embedding(embedding, extra, source.grid, config.grid, method))
 
 
-def _check_encoder(checkpoint: Checkpoint, config: SegmenterConfig) -> None:
+def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
     def value(c: SegmenterConfig, field: str) -> Any:
         return c.mlp_dim or 4 * c.width if field == "mlp_dim" else getattr(c, field)
 
     for field in (*_ENCODER_FIELDS, "mlp_dim"):
-        found, wanted = value(checkpoint.config, field), value(config, field)
+        found, wanted = value(opened.config, field), value(config, field)
         if found != wanted:
-            raise CheckpointError(
-                f"{checkpoint.source}: its encoder has {field}={found}, the model wants {wanted}"
+            raise SourceError(
+                f"{opened.source}: its encoder has {field}={found}, the model wants {wanted}"
             )
 
 
-def _other_decoder(checkpoint: Checkpoint, config: SegmenterConfig) -> str:
+def _other_decoder(opened: Opened, config: SegmenterConfig) -> str:
     """Why the source's decoder cannot be used; empty if it can."""
-    if not checkpoint.has_decoder:
+    if not opened.has_decoder:
         return "the source has no decoder"
     kinds = [
         "linear decoder" if c.decoder == "linear" else f"mask decoder of {c.decoder_depth} layers"
-        for c in (checkpoint.config, config)
+        for c in (opened.config, config)
     ]
     return "" if kinds[0] == kinds[1] else f"{kinds[0]} in the source, {kinds[1]} here"
 
@@ -203,14 +205,14 @@ def _numeric_warnings(source: SegmenterConfig, config: SegmenterConfig) -> list[
     ]
 
 
-def _header(checkpoint: Checkpoint) -> str:
-    c = checkpoint.config
+def _header(opened: Opened) -> str:
+    c = opened.config
     parts = [
-        f"{checkpoint.source}: {checkpoint.format}, width {c.width}, {c.depth} layers, "
+        f"{opened.source}: {opened.format}, width {c.width}, {c.depth} layers, "
         f"{c.num_heads} heads, patch {c.patch_size}, grid {c.grid[0]}x{c.grid[1]}, "
         f"{c.num_extra_tokens} extra token{'s'[: c.num_extra_tokens - 1]}, "
         f"layer_norm_eps {c.layer_norm_eps}, gelu {c.gelu}"
     ]
-    if checkpoint.has_decoder:
+    if opened.has_decoder:
         parts.append(f"{c.decoder} decoder, {c.num_classes} classes")
     return ", ".join(parts)

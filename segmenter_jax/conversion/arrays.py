@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import pickle
 import struct
 import zipfile
 import zlib
@@ -25,6 +26,9 @@ from segmenter_jax.runtime.errors import first_line
 MAX_EXPANSION = 20
 MIN_LIMIT_BYTES = 64 * 2**20
 MAX_ARRAYS = 100_000
+
+# Before every name of a model that PyTorch trained on several devices.
+_DATA_PARALLEL = "module."
 
 # What a damaged archive raises; RuntimeError stands for an encrypted one.
 _ZIP_ERRORS = (
@@ -44,8 +48,8 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-class CheckpointError(ValueError):
-    """A file with weights is damaged, hostile or not understood. The message names the file."""
+class SourceError(ValueError):
+    """A source of weights is missing, damaged, hostile or not understood; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,57 +64,78 @@ class LazyArray:
     load: Callable[[], np.ndarray]
 
 
+_Content = tuple[dict[str, LazyArray], dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class ArrayFile:
-    """Content of a file: its arrays by name, and other top-level values (of `.pth` files)."""
+    """Content of a file: its arrays by name, and other top-level values (of PyTorch files)."""
 
     path: pathlib.Path
-    container: str
     arrays: dict[str, LazyArray]
     extra: dict[str, Any]
+
+    def sidecar(self, name: str) -> pathlib.Path | None:
+        """A file beside this one: STEM.name, which is this one's alone, else name; None if absent.
+
+        Args:
+          name: for example "config.json".
+        """
+        stem = self.path.stem
+        candidates = (self.path.with_name(f"{stem}.{name}"), self.path.with_name(name))
+        return next((path for path in candidates if path.exists()), None)
+
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        """Shape of an array that must be there and have `rank` axes, none empty."""
+        if name not in self.arrays:
+            raise SourceError(f"{self.path}: array {name} is missing")
+        shape = self.arrays[name].shape
+        if len(shape) != rank or min(shape, default=1) < 1:
+            raise SourceError(f"{self.path}: array {name} has shape {shape}, expected {rank} axes")
+        return shape
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one array as float32.
+
+        Raises:
+          SourceError: unreadable, not floating point, or not finite.
+        """
+        where, array = f"{self.path}: array {name}", self.arrays[name]
+        if array.dtype is None:
+            raise SourceError(f"{where} is not floating point")
+        try:
+            values = array.load()
+        except (*_ZIP_ERRORS, OSError, ValueError) as error:
+            raise SourceError(f"{where} is damaged: {first_line(error)}") from error
+        if tuple(values.shape) != array.shape:
+            raise SourceError(f"{where} has shape {values.shape}, not {array.shape}")
+        with np.errstate(over="ignore"):
+            values = np.asarray(values, np.float32)
+        if count := np.count_nonzero(~np.isfinite(values)):
+            raise SourceError(f"{where} holds {count} values that are not finite")
+        return values
 
 
 def read_arrays(path: os.PathLike | str) -> ArrayFile:
     """Opens a `.npz`, `.safetensors` or PyTorch file, whatever its name.
 
     Raises:
-      CheckpointError: not such a file, or one that is damaged or refused.
+      SourceError: not such a file, or one that is damaged or refused.
     """
     path = pathlib.Path(path)
     try:
-        container, reader = _detect(path)
-        arrays, extra = reader(path)
+        arrays, extra = _reader(path)(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     _check_limits(path, arrays)
-    return ArrayFile(path, container, arrays, extra)
+    if all(name.startswith(_DATA_PARALLEL) for name in arrays):
+        arrays = {name.removeprefix(_DATA_PARALLEL): array for name, array in arrays.items()}
+    return ArrayFile(path, arrays, extra)
 
 
-def read_float32(path: os.PathLike | str, name: str, array: LazyArray) -> np.ndarray:
-    """Reads one array as float32.
-
-    Raises:
-      CheckpointError: unreadable, not floating point, or not finite.
-    """
-    if array.dtype is None:
-        raise CheckpointError(f"{path}: array {name} is not floating point")
-    try:
-        values = array.load()
-    except (*_ZIP_ERRORS, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: array {name} is damaged: {first_line(error)}") from error
-    if tuple(values.shape) != array.shape:
-        raise CheckpointError(f"{path}: array {name} has shape {values.shape}, not {array.shape}")
-    with np.errstate(over="ignore"):
-        values = np.asarray(values, np.float32)
-    if not np.isfinite(values).all():
-        count = int(np.count_nonzero(~np.isfinite(values)))
-        raise CheckpointError(f"{path}: array {name} holds {count} values that are not finite")
-    return values
-
-
-def _detect(path: pathlib.Path) -> tuple[str, Callable]:
+def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], _Content]:
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the file is empty")
+        raise SourceError(f"{path}: the file is empty")
     with path.open("rb") as file:
         head = file.read(9)
     if head[:2] == b"PK":
@@ -118,51 +143,51 @@ def _detect(path: pathlib.Path) -> tuple[str, Callable]:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
         except _ZIP_ERRORS as error:
-            raise CheckpointError(f"{path}: damaged or truncated archive: {error}") from None
+            raise SourceError(f"{path}: damaged or truncated archive: {error}") from None
         if any(name.endswith("/data.pkl") for name in names):
-            return "torch", _read_torch
+            return _read_torch
         if any(name.endswith(".npy") for name in names):
-            return "npz", _read_npz
-        raise CheckpointError(f"{path}: an archive that is neither .npz nor a PyTorch file")
+            return _read_npz
+        raise SourceError(f"{path}: an archive that is neither .npz nor a PyTorch file")
     if len(head) == 9 and head[8:] == b"{":
-        return "safetensors", _read_safetensors
+        return _read_safetensors
     if head[:1] == b"\x80":
-        return "torch", _read_torch
-    raise CheckpointError(
+        return _read_torch
+    raise SourceError(
         f"{path}: not a weights file; expected the content of a .npz, .safetensors or PyTorch file"
     )
 
 
 def _check_limits(path: pathlib.Path, arrays: dict[str, LazyArray]) -> None:
     if not arrays:
-        raise CheckpointError(f"{path}: holds no arrays")
+        raise SourceError(f"{path}: holds no arrays")
     if len(arrays) > MAX_ARRAYS:
-        raise CheckpointError(f"{path}: holds {len(arrays)} arrays, at most {MAX_ARRAYS} allowed")
+        raise SourceError(f"{path}: holds {len(arrays)} arrays, at most {MAX_ARRAYS} allowed")
     limit = max(MIN_LIMIT_BYTES, MAX_EXPANSION * path.stat().st_size)
     # float32 is what they become.
     claimed = sum(4 * math.prod(array.shape) for array in arrays.values())
     if claimed > limit:
-        raise CheckpointError(
+        raise SourceError(
             f"{path}: its arrays claim {claimed} bytes, more than the {limit} allowed for its size"
         )
 
 
-def _read_npz(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def _read_npz(path: pathlib.Path) -> _Content:
     arrays = {}
     # Stays open for the arrays to be read: finding its members is what takes long.
     archive = zipfile.ZipFile(path)
     for member in archive.namelist():
         if not member.endswith(".npy"):
-            raise CheckpointError(f"{path}: unexpected member {member!r}")
+            raise SourceError(f"{path}: unexpected member {member!r}")
         try:
             with archive.open(member) as file:
                 shape, dtype = _npy_header(file)
         except (*_ZIP_ERRORS, ValueError) as error:
-            raise CheckpointError(
+            raise SourceError(
                 f"{path}: array {member[:-4]} is damaged: {first_line(error)}"
             ) from None
         if dtype.hasobject:
-            raise CheckpointError(
+            raise SourceError(
                 f"{path}: array {member[:-4]} holds Python objects, which are never loaded"
             )
         # NumPy writes bfloat16 as raw two-byte values.
@@ -197,7 +222,7 @@ def _npz_loader(archive: zipfile.ZipFile, member: str, dtype: np.dtype) -> Calla
     return load
 
 
-def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def _read_safetensors(path: pathlib.Path) -> _Content:
     import safetensors
 
     def loader(name: str) -> Callable[[], np.ndarray]:
@@ -217,40 +242,39 @@ def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[st
                     tuple(part.get_shape()), dtype and np.dtype(dtype), loader(name)
                 )
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged .safetensors file: {first_line(error)}") from None
+        raise SourceError(f"{path}: damaged .safetensors file: {first_line(error)}") from None
     return arrays, {}
 
 
-def _read_torch(path: pathlib.Path) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def _read_torch(path: pathlib.Path) -> _Content:
     try:
         import torch
     except ImportError:
-        raise CheckpointError(
+        raise SourceError(
             f"{path}: reading PyTorch files needs PyTorch: pip install torch"
         ) from None
     stored = zipfile.is_zipfile(path)
     if stored:
         with zipfile.ZipFile(path) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise CheckpointError(f"{path}: compressed members, which PyTorch never writes")
+                raise SourceError(f"{path}: compressed members, which PyTorch never writes")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=stored)
-    except Exception as error:
-        text = str(error)
-        if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
-            raise CheckpointError(
-                f"{path}: holds Python objects besides weights, which are never loaded; where it "
-                "is trusted, save its state dict alone with torch.save and convert that"
-            ) from None
-        raise CheckpointError(f"{path}: damaged PyTorch file: {first_line(error)}") from None
+    except pickle.UnpicklingError:
+        raise SourceError(
+            f"{path}: holds Python objects besides weights, which are never loaded; where it "
+            "is trusted, save its state dict alone with torch.save and convert that"
+        ) from None
+    except Exception as error:  # PyTorch raises many types for a damaged file.
+        raise SourceError(f"{path}: damaged PyTorch file: {first_line(error)}") from None
     return _torch_arrays(path, content)
 
 
-def _torch_arrays(path: pathlib.Path, content: Any) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def _torch_arrays(path: pathlib.Path, content: Any) -> _Content:
     import torch
 
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+        raise SourceError(f"{path}: holds a {type(content).__name__}, expected a state dict")
     state, extra = content, {}
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
@@ -264,7 +288,7 @@ def _torch_arrays(path: pathlib.Path, content: Any) -> tuple[dict[str, LazyArray
     arrays = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise CheckpointError(f"{path}: entry {name!r} is no tensor but {_kind(value)}")
+            raise SourceError(f"{path}: entry {name!r} is no tensor but {_kind(value)}")
         kind = np.dtype(np.float32) if value.is_floating_point() else None
         arrays[str(name)] = LazyArray(tuple(value.shape), kind, loader(value))
     return arrays, extra

@@ -3,19 +3,17 @@
 import colorsys
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
 from typing import Any
-
-from flax.traverse_util import unflatten_dict
 
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion.adapt import Report, adapt
-from segmenter_jax.conversion.arrays import CheckpointError
+from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.download import sha256_of
-from segmenter_jax.conversion.sources import MODEL_DIRECTORY, Checkpoint, open_checkpoint
+from segmenter_jax.conversion.opening import Hints, Opened, normalized_as
+from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
-from segmenter_jax.models.params import Params, init_some_params
+from segmenter_jax.models.params import Params
 from segmenter_jax.models.resampling import Method
 
 
@@ -59,7 +57,7 @@ def convert(
     """Reads any source of weights as a Segmenter.
 
     Args:
-      source: see `checkpoints.foreign.open_checkpoint`.
+      source: see `locate.locate`.
       options: what to make of it.
 
     Returns:
@@ -68,33 +66,15 @@ def convert(
     Raises:
       ValueError: the source cannot be read or explained, or lacks what the options must give.
     """
-    checkpoint = open_checkpoint(source, options.num_heads, options.image_size)
-    config = _target_config(checkpoint, options)
-    describe = _describe(checkpoint, config, options)
-
-    def initial(names: list[str]) -> Mapping[str, Any]:
-        return init_some_params(config, names, options.seed)
-
-    flat, report = adapt(checkpoint, config, initial, options.position_method)
-    params = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
-    return describe(report), params, report
-
-
-def load_any(source: os.PathLike | str, **options: Any) -> tuple[ModelDescription, Params]:
-    """Reads a model directory, a workdir, or foreign weights, converted on the fly.
-
-    Args:
-      source: see `checkpoints.foreign.open_checkpoint`.
-      **options: fields of `ConvertOptions`.
-
-    Returns:
-      Description and float32 parameters.
-
-    Raises:
-      ValueError: see `convert`.
-    """
-    description, params, _ = convert(source, ConvertOptions(**options))
-    return description, params
+    opened = open_source(source, Hints(options.num_heads, options.image_size))
+    config = _target_config(opened, options)
+    description = _describe(opened, config, options)
+    params, report = adapt(opened, config, options.seed, options.position_method)
+    given = {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
+    provenance = _provenance(opened, given, report)
+    if opened.format == MODEL_DIRECTORY:
+        provenance["parent"] = opened.description["provenance"]
+    return dataclasses.replace(description, provenance=provenance), params, report
 
 
 def load_init(
@@ -111,7 +91,7 @@ def load_init(
     for another way, convert first and start from the model directory.
 
     Args:
-      source: see `checkpoints.foreign.open_checkpoint`.
+      source: see `locate.locate`.
       target: the network to train, and how its images are normalised.
       seed: of newly initialised parameters.
 
@@ -123,20 +103,15 @@ def load_init(
       ValueError: the source cannot be read or explained, or its encoder is another one.
     """
     config = target.model
-    checkpoint = open_checkpoint(source, config.num_heads, config.image_size)
-
-    def initial(names: list[str]) -> Mapping[str, Any]:
-        return init_some_params(config, names, seed)
-
+    opened = open_source(source, Hints(config.num_heads, config.image_size))
     given = {"position_method": ConvertOptions.position_method, "seed": seed}
-    flat, report = adapt(checkpoint, config, initial, given["position_method"])
-    report.warnings += _normalization_warnings(checkpoint, target)
-    params = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
-    return params, _provenance(checkpoint, given, report), report
+    params, report = adapt(opened, config, **given)
+    report.warnings += _normalization_warnings(opened, target)
+    return params, _provenance(opened, given, report), report
 
 
-def _normalization_warnings(checkpoint: Checkpoint, target: ModelDescription) -> list[str]:
-    known = {k: v for k, v in checkpoint.description.items() if k in ("mean", "std")}
+def _normalization_warnings(opened: Opened, target: ModelDescription) -> list[str]:
+    known = {k: v for k, v in opened.description.items() if k in ("mean", "std")}
     theirs = dataclasses.replace(target, **known)
     return [
         f"the source was trained with {name}={getattr(theirs, name)}; images are normalised with "
@@ -146,25 +121,25 @@ def _normalization_warnings(checkpoint: Checkpoint, target: ModelDescription) ->
     ]
 
 
-def _target_config(checkpoint: Checkpoint, options: ConvertOptions) -> SegmenterConfig:
-    source = checkpoint.config
+def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
+    source = opened.config
     if options.variant is not None:
         wanted = SegmenterConfig.from_variant(
             options.variant, num_classes=1, image_size=source.image_size
         )
         for field in ("width", "depth", "num_heads", "patch_size"):
             if getattr(wanted, field) != getattr(source, field):
-                raise CheckpointError(
-                    f"{checkpoint.source}: not a {options.variant}: {field} is "
+                raise SourceError(
+                    f"{opened.source}: not a {options.variant}: {field} is "
                     f"{getattr(source, field)}, expected {getattr(wanted, field)}"
                 )
-    if not checkpoint.has_decoder and options.num_classes is None:
-        raise CheckpointError(
-            f"{checkpoint.source}: holds an encoder only; give num_classes (--num_classes of "
+    if not opened.has_decoder and options.num_classes is None:
+        raise SourceError(
+            f"{opened.source}: holds an encoder only; give num_classes (--num_classes of "
             "python -m segmenter_jax.convert) for a new decoder"
         )
     fields = dataclasses.asdict(source)
-    if not checkpoint.has_decoder:
+    if not opened.has_decoder:
         fields["decoder"] = "mask"
     for field in ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu"):
         if (value := getattr(options, field)) is not None:
@@ -172,28 +147,26 @@ def _target_config(checkpoint: Checkpoint, options: ConvertOptions) -> Segmenter
     return SegmenterConfig(**fields)
 
 
-def _describe(
-    checkpoint: Checkpoint, config: SegmenterConfig, options: ConvertOptions
-) -> Callable[[Report], ModelDescription]:
-    """Checks all fields of the description; only the report is missing to complete it."""
-    known = dict(checkpoint.description)
+def _describe(opened: Opened, config: SegmenterConfig, options: ConvertOptions) -> ModelDescription:
+    """What the source and the options say of the model; all but its provenance."""
+    known = dict(opened.description)
     if options.normalization is not None:
         if options.normalization not in NORMALIZATION:
             raise ValueError(
                 f"normalization={options.normalization!r} is unknown; "
                 f"choose from {tuple(NORMALIZATION)}"
             )
-        known["mean"], known["std"] = NORMALIZATION[options.normalization]
+        known |= normalized_as(options.normalization)
     if "mean" not in known:
-        raise CheckpointError(
-            f"{checkpoint.source}: does not say how images are normalised; give normalization, "
+        raise SourceError(
+            f"{opened.source}: does not say how images are normalised; give normalization, "
             f"one of {', '.join(NORMALIZATION)}"
         )
     num_classes = config.num_classes
-    if not checkpoint.has_decoder or num_classes != checkpoint.config.num_classes:
+    if not opened.has_decoder or num_classes != opened.config.num_classes:
         known.pop("classes", None)
         known.pop("colors", None)
-    if config.image_size != checkpoint.config.image_size:
+    if config.image_size != opened.config.image_size:
         known.pop("window", None)
         known.pop("stride", None)
     known.setdefault("classes", tuple(f"class {i}" for i in range(num_classes)))
@@ -201,29 +174,17 @@ def _describe(
     for field in ("window", "stride", "base_size"):
         if (value := getattr(options, field)) is not None:
             known[field] = value
-    parent = known.pop("provenance", None)
     try:
-        description = ModelDescription(model=config, **known)
-        description = ModelDescription.from_json(description.to_json(), checkpoint.source)
-    except (TypeError, ValueError) as error:
-        message = str(error).removeprefix(f"{checkpoint.source}: ")
-        raise CheckpointError(f"{checkpoint.source}: wrong description: {message}") from None
-
-    def complete(report: Report) -> ModelDescription:
-        given = {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
-        provenance = _provenance(checkpoint, given, report)
-        if checkpoint.format == MODEL_DIRECTORY:
-            provenance["parent"] = parent
-        return dataclasses.replace(description, provenance=provenance)
-
-    return complete
+        return ModelDescription(model=config, **known)
+    except ValueError as error:
+        raise SourceError(f"{opened.source}: wrong description: {error}") from None
 
 
-def _provenance(checkpoint: Checkpoint, given: dict[str, Any], report: Report) -> dict[str, Any]:
+def _provenance(opened: Opened, given: dict[str, Any], report: Report) -> dict[str, Any]:
     return {
-        "format": checkpoint.format,
-        "source": checkpoint.source,
-        "sha256": sha256_of(checkpoint.files),
+        "format": opened.format,
+        "source": opened.source,
+        "sha256": sha256_of(opened.files),
         "options": {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()},
         "report": report.lines(with_mapped=False),
     }

@@ -1,18 +1,28 @@
 """Google's ViT checkpoints: `vision_transformer` (two numberings of modules) and `big_vision`."""
 
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
-from segmenter_jax.conversion.mapping import (
-    SAME,
-    WITHOUT_CLASS_TOKEN,
-    Format,
-    Row,
-    Shapes,
+from segmenter_jax.conversion.arrays import ArrayFile
+from segmenter_jax.conversion.mapping import SAME, WITHOUT_CLASS_TOKEN, Row, prefixed
+from segmenter_jax.conversion.opening import (
+    Dropped,
+    Hints,
+    Opened,
+    bind,
+    encoder_fields,
     is_square,
-    mlp_dim,
-    prefixed,
+    network,
+    normalized_as,
 )
-from segmenter_jax.models import SegmenterConfig
+
+NAME = "google"
+
+
+def _same(ours: str, theirs: str, leaves: tuple[str, ...]) -> list[Row]:
+    return [Row(f"{ours}/{leaf}", f"{theirs}/{leaf}", SAME) for leaf in leaves]
+
 
 # Numbers of a block's modules: all counted together in the released files, later each kind by
 # itself. {norm2}, {attention} and {mlp} in the table below.
@@ -27,99 +37,91 @@ _NEWER = {
     "mlp": "MlpBlock_0",
 }
 
+_SCALE, _KERNEL = ("scale", "bias"), ("kernel", "bias")
 _BLOCK = (
-    ("LayerNorm_0/scale", "LayerNorm_0/scale", SAME),
-    ("LayerNorm_0/bias", "LayerNorm_0/bias", SAME),
-    ("attention/query/kernel", "{attention}/query/kernel", SAME),
-    ("attention/query/bias", "{attention}/query/bias", SAME),
-    ("attention/key/kernel", "{attention}/key/kernel", SAME),
-    ("attention/key/bias", "{attention}/key/bias", SAME),
-    ("attention/value/kernel", "{attention}/value/kernel", SAME),
-    ("attention/value/bias", "{attention}/value/bias", SAME),
-    ("attention/out/kernel", "{attention}/out/kernel", SAME),
-    ("attention/out/bias", "{attention}/out/bias", SAME),
-    ("LayerNorm_1/scale", "{norm2}/scale", SAME),
-    ("LayerNorm_1/bias", "{norm2}/bias", SAME),
-    ("mlp/Dense_0/kernel", "{mlp}/Dense_0/kernel", SAME),
-    ("mlp/Dense_0/bias", "{mlp}/Dense_0/bias", SAME),
-    ("mlp/Dense_1/kernel", "{mlp}/Dense_1/kernel", SAME),
-    ("mlp/Dense_1/bias", "{mlp}/Dense_1/bias", SAME),
+    *_same("LayerNorm_0", "LayerNorm_0", _SCALE),
+    *_same("attention/query", "{attention}/query", _KERNEL),
+    *_same("attention/key", "{attention}/key", _KERNEL),
+    *_same("attention/value", "{attention}/value", _KERNEL),
+    *_same("attention/out", "{attention}/out", _KERNEL),
+    *_same("LayerNorm_1", "{norm2}", _SCALE),
+    *_same("mlp/Dense_0", "{mlp}/Dense_0", _KERNEL),
+    *_same("mlp/Dense_1", "{mlp}/Dense_1", _KERNEL),
 )
 _STEM = (
-    ("embedding/kernel", "embedding/kernel", SAME),
-    ("embedding/bias", "embedding/bias", SAME),
-    ("encoder_norm/scale", "Transformer/encoder_norm/scale", SAME),
-    ("encoder_norm/bias", "Transformer/encoder_norm/bias", SAME),
+    *_same("embedding", "embedding", _KERNEL),
+    *_same("encoder_norm", "Transformer/encoder_norm", _SCALE),
 )
-_CLASS_TOKEN = ("cls", "cls", SAME)
+_CLASS_TOKEN = Row("cls", "cls", SAME)
 _POSITION = "Transformer/posembed_input/pos_embedding"
 # big_vision adds position embeddings before the class token, where there is one.
 _SEPARATE_POSITION = "pos_embedding"
+# big_vision puts the parameters under this; what is beside them is optimizer state and the like.
+_PARAMS = "params/"
+
+_DROPPED = (
+    (r"head/", "classification head"),
+    (r"pre_logits/", "layer before the classification head"),
+    (r"MAPHead_0/", "attention pooling before the classification head"),
+)
 
 
-def _numbering(shapes: Shapes) -> dict[str, str]:
+def _numbering(file: ArrayFile) -> dict[str, str]:
     released = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"
-    return _RELEASED if released in shapes else _NEWER
+    return _RELEASED if released in file.arrays else _NEWER
 
 
-def _separate_position_has_class_token(shapes: Shapes) -> bool:
-    tokens = shapes.get(_SEPARATE_POSITION, 3)[1]
-    return is_square(tokens - 1) and not is_square(tokens)
+def _position(file: ArrayFile) -> tuple[Row, int]:
+    """Row of the position embeddings, and how many of them are of patches."""
+    if _POSITION in file.arrays:
+        return Row("pos_embedding", _POSITION, SAME), file.shape(_POSITION, 3)[1] - 1
+    tokens = file.shape(_SEPARATE_POSITION, 3)[1]
+    if is_square(tokens - 1) and not is_square(tokens):
+        return Row("pos_embedding", _SEPARATE_POSITION, SAME), tokens - 1
+    return Row("pos_embedding", _SEPARATE_POSITION, WITHOUT_CLASS_TOKEN), tokens
 
 
-def _describe(shapes: Shapes) -> dict[str, Any]:
-    kernel = shapes.get("embedding/kernel", 4)
-    width = kernel[3]
-    depth = shapes.count(r"Transformer/encoderblock_(\d+)/")
-    numbers = _numbering(shapes)
+def _describe(file: ArrayFile, numbers: dict[str, str]) -> dict[str, Any]:
     block = "Transformer/encoderblock_0/"
-    heads = shapes.get(f"{block}{numbers['attention']}/query/kernel", 3)[1]
-    hidden = shapes.get(f"{block}{numbers['mlp']}/Dense_0/bias", 1)[0]
-    if _POSITION in shapes:
-        patches = shapes.get(_POSITION, 3)[1] - 1
-    else:
-        tokens = shapes.get(_SEPARATE_POSITION, 3)[1]
-        patches = tokens - _separate_position_has_class_token(shapes)
-    return {
-        "width": width,
-        "depth": depth,
-        "num_heads": heads,
-        "patch_size": shapes.patch_size(kernel, "embedding/kernel", 0, 1),
-        "in_channels": kernel[2],
-        "mlp_dim": mlp_dim(width, hidden),
-        "patches": patches,
-    }
+    fields = encoder_fields(
+        file,
+        kernel="embedding/kernel",
+        axes="hwio",
+        hidden=f"{block}{numbers['mlp']}/Dense_0/bias",
+        blocks=r"Transformer/encoderblock_(\d+)/",
+    )
+    heads = file.shape(f"{block}{numbers['attention']}/query/kernel", 3)[1]
+    return fields | {"num_heads": heads, "layer_norm_eps": 1e-6, "gelu": "tanh"}
 
 
-def _table(config: SegmenterConfig, shapes: Shapes) -> list[Row]:
-    stem = list(_STEM)
-    if "cls" in shapes:
-        stem.append(_CLASS_TOKEN)
-    if _POSITION in shapes:
-        stem.append(("pos_embedding", _POSITION, SAME))
-    elif _separate_position_has_class_token(shapes):
-        stem.append(("pos_embedding", _SEPARATE_POSITION, SAME))
-    else:
-        stem.append(("pos_embedding", _SEPARATE_POSITION, WITHOUT_CLASS_TOKEN))
-    rows = prefixed(stem, "encoder/", "")
-    numbers = _numbering(shapes)
-    block = [(ours, theirs.format(**numbers), layout) for ours, theirs, layout in _BLOCK]
-    for i in range(config.depth):
+def _table(depth: int, file: ArrayFile, numbers: dict[str, str]) -> list[Row]:
+    class_token = (_CLASS_TOKEN,) if "cls" in file.arrays else ()
+    rows = prefixed((*_STEM, *class_token, _position(file)[0]), "encoder/", "")
+    block = [row._replace(theirs=row.theirs.format(**numbers)) for row in _BLOCK]
+    for i in range(depth):
         rows += prefixed(block, f"encoder/encoderblock_{i}/", f"Transformer/encoderblock_{i}/")
     return rows
 
 
-GOOGLE = Format(
-    name="google",
-    detect=lambda names: any(name.startswith("Transformer/") for name in names),
-    describe=_describe,
-    table=_table,
-    dropped=(
-        (r"head/", "classification head"),
-        (r"pre_logits/", "layer before the classification head"),
-        (r"MAPHead_0/", "attention pooling before the classification head"),
-    ),
-    layer_norm_eps=1e-6,
-    gelu="tanh",
-    normalization=lambda fields: "vit",
-)
+def detect(names: Collection[str]) -> bool:
+    """See `opening.Format`."""
+    return any(name.removeprefix(_PARAMS).startswith("Transformer/") for name in names)
+
+
+def open(file: ArrayFile, hints: Hints) -> Opened:
+    """See `opening.Format`."""
+    file, outside = _unwrap(file)
+    numbers = _numbering(file)
+    config = network(file.path, _describe(file, numbers), _position(file)[1], hints)
+    table = _table(config.depth, file, numbers)
+    opened = bind(file, NAME, config, table, _DROPPED, normalized_as("vit"))
+    return dataclasses.replace(opened, dropped=outside + opened.dropped)
+
+
+def _unwrap(file: ArrayFile) -> tuple[ArrayFile, list[Dropped]]:
+    inside = {k.removeprefix(_PARAMS): v for k, v in file.arrays.items() if k.startswith(_PARAMS)}
+    if not inside:
+        return file, []
+    why = f"outside of {_PARAMS!r}: no parameter"
+    outside = [(k, v.shape, why) for k, v in file.arrays.items() if not k.startswith(_PARAMS)]
+    return dataclasses.replace(file, arrays=inside), outside

@@ -6,15 +6,10 @@ read.
 """
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
-
-from segmenter_jax.conversion.arrays import CheckpointError
-from segmenter_jax.models import SegmenterConfig
 
 Shape = tuple[int, ...]
 
@@ -65,26 +60,43 @@ WITHOUT_CLASS_TOKEN = Layout(
 )
 
 
-def fused_kernel(part: int) -> Layout:
-    """One of query, key, value (D, heads, head_dim) in a fused weight (3 D, D)."""
-    return Layout(
-        lambda theirs, shape: theirs.T.reshape(shape),
-        lambda ours: ours.reshape(ours.shape[0], -1).T,
-        part,
-        3,
-    )
+def linear(ours: str, theirs: str, layout: Layout = LINEAR) -> list[Row]:
+    """Rows of one of PyTorch's dense layers or convolutions."""
+    return [
+        Row(f"{ours}/kernel", f"{theirs}.weight", layout),
+        Row(f"{ours}/bias", f"{theirs}.bias", SAME),
+    ]
 
 
-def fused_bias(part: int) -> Layout:
-    """One of query, key, value (heads, head_dim) in a fused bias (3 D,)."""
-    return Layout(
-        lambda theirs, shape: theirs.reshape(shape), lambda ours: ours.reshape(-1), part, 3
-    )
+def norm(ours: str, theirs: str) -> list[Row]:
+    """Rows of one of PyTorch's layer norms."""
+    return [
+        Row(f"{ours}/scale", f"{theirs}.weight", SAME),
+        Row(f"{ours}/bias", f"{theirs}.bias", SAME),
+    ]
 
 
-def prefixed(rows: Iterable[tuple[str, str, Layout]], ours: str, theirs: str) -> list[Row]:
+def fused_qkv(ours: str, theirs: str) -> list[Row]:
+    """Rows of query, key and value (D, heads, head_dim) in one weight (3 D, D) and one bias (3 D,).
+
+    Args:
+      ours: name of the attention layer.
+      theirs: what stands before "weight" and "bias".
+    """
+    rows = []
+    for part, name in enumerate(("query", "key", "value")):
+        kernel = Layout(LINEAR.read, lambda ours: ours.reshape(ours.shape[0], -1).T, part, parts=3)
+        bias = Layout(
+            lambda theirs, shape: theirs.reshape(shape), lambda ours: ours.reshape(-1), part, 3
+        )
+        rows.append(Row(f"{ours}/{name}/kernel", f"{theirs}weight", kernel))
+        rows.append(Row(f"{ours}/{name}/bias", f"{theirs}bias", bias))
+    return rows
+
+
+def prefixed(rows: Iterable[Row], ours: str, theirs: str) -> list[Row]:
     """Rows with a prefix before each side's name."""
-    return [Row(ours + a, theirs + b, layout) for a, b, layout in rows]
+    return [Row(ours + row.ours, theirs + row.theirs, row.layout) for row in rows]
 
 
 def their_shape(row: Row, ours: Shape) -> Shape:
@@ -114,78 +126,3 @@ def to_theirs(rows: Iterable[Row], params: Mapping[str, np.ndarray]) -> dict[str
         name: np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
         for name, parts in pieces.items()
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """A naming scheme of checkpoints.
-
-    Attributes:
-      name: as recorded in `model.json`.
-      detect: whether a collection of array names follows this scheme.
-      describe: from a `Shapes` to fields of `SegmenterConfig`, without `image_size` but with
-        `patches`, the number of position embeddings of patches; `num_heads` only where it shows.
-        There are `decoder` and `num_classes` if there is a decoder.
-      table: mapping table of a network, given also the shapes in the file.
-      dropped: (regular expression, reason) of arrays that have no place in a Segmenter.
-      layer_norm_eps, gelu: what such weights were trained with.
-      normalization: "vit", "deit", or None where the format does not imply it.
-      notes: remarks for the report.
-    """
-
-    name: str
-    detect: Callable[[Collection[str]], bool]
-    describe: Callable[["Shapes"], dict[str, Any]]
-    table: Callable[[SegmenterConfig, "Shapes"], list[Row]]
-    dropped: tuple[tuple[str, str], ...]
-    layer_norm_eps: float
-    gelu: str
-    normalization: Callable[[dict[str, Any]], str | None]
-    notes: tuple[str, ...] = ()
-
-
-class Shapes:
-    """Shapes by array name, of a file; asking for an absent one is an error that says so."""
-
-    def __init__(self, source: str, shapes: Mapping[str, Shape]):
-        self.source = source
-        self._shapes = shapes
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._shapes
-
-    def get(self, name: str, rank: int) -> Shape:
-        """Shape of an array that must be there and have `rank` axes, none empty."""
-        if name not in self._shapes:
-            raise CheckpointError(f"{self.source}: array {name} is missing")
-        shape = self._shapes[name]
-        if len(shape) != rank or min(shape, default=1) < 1:
-            raise CheckpointError(
-                f"{self.source}: array {name} has shape {shape}, expected {rank} axes"
-            )
-        return shape
-
-    def count(self, pattern: str) -> int:
-        """Number of blocks, from names that match `pattern` with the index in its group."""
-        found = {int(m[1]) for name in self._shapes if (m := re.match(pattern, name))}
-        if missing := sorted(set(range(max(found, default=0) + 1)) - found):
-            raise CheckpointError(
-                f"{self.source}: block {missing[0]} is missing (no array matches {pattern!r})"
-            )
-        return len(found)
-
-    def patch_size(self, kernel: Shape, name: str, height: int, width: int) -> int:
-        """Patch size from the shape of the patch embedding's kernel, which must be square."""
-        if kernel[height] != kernel[width]:
-            raise CheckpointError(f"{self.source}: array {name} has patches that are not square")
-        return kernel[height]
-
-
-def mlp_dim(width: int, hidden: int) -> int | None:
-    """`SegmenterConfig.mlp_dim` of an MLP's hidden width."""
-    return None if hidden == 4 * width else hidden
-
-
-def is_square(number: int) -> bool:
-    """Whether a number of patches makes a square grid."""
-    return math.isqrt(number) ** 2 == number

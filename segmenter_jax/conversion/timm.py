@@ -1,48 +1,38 @@
 """timm's and DeiT's ViT checkpoints; the reference Segmenter's encoder has the same names."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
-from segmenter_jax.conversion.mapping import (
-    CONV,
-    LINEAR,
-    SAME,
-    Format,
-    Row,
-    Shapes,
-    fused_bias,
-    fused_kernel,
-    mlp_dim,
-    prefixed,
+from segmenter_jax.conversion.arrays import ArrayFile
+from segmenter_jax.conversion.mapping import CONV, SAME, Row, fused_qkv, linear, norm, prefixed
+from segmenter_jax.conversion.opening import (
+    Hints,
+    Opened,
+    bind,
+    encoder_fields,
+    network,
+    normalized_as,
 )
 from segmenter_jax.models import SegmenterConfig
 
+NAME = "timm"
+
 _BLOCK = (
-    ("LayerNorm_0/scale", "norm1.weight", SAME),
-    ("LayerNorm_0/bias", "norm1.bias", SAME),
-    ("LayerNorm_1/scale", "norm2.weight", SAME),
-    ("LayerNorm_1/bias", "norm2.bias", SAME),
-    ("attention/query/kernel", "attn.qkv.weight", fused_kernel(0)),
-    ("attention/key/kernel", "attn.qkv.weight", fused_kernel(1)),
-    ("attention/value/kernel", "attn.qkv.weight", fused_kernel(2)),
-    ("attention/query/bias", "attn.qkv.bias", fused_bias(0)),
-    ("attention/key/bias", "attn.qkv.bias", fused_bias(1)),
-    ("attention/value/bias", "attn.qkv.bias", fused_bias(2)),
-    ("attention/out/kernel", "attn.proj.weight", LINEAR),
-    ("attention/out/bias", "attn.proj.bias", SAME),
-    ("mlp/Dense_0/kernel", "mlp.fc1.weight", LINEAR),
-    ("mlp/Dense_0/bias", "mlp.fc1.bias", SAME),
-    ("mlp/Dense_1/kernel", "mlp.fc2.weight", LINEAR),
-    ("mlp/Dense_1/bias", "mlp.fc2.bias", SAME),
+    *norm("LayerNorm_0", "norm1"),
+    *norm("LayerNorm_1", "norm2"),
+    *fused_qkv("attention", "attn.qkv."),
+    *linear("attention/out", "attn.proj"),
+    *linear("mlp/Dense_0", "mlp.fc1"),
+    *linear("mlp/Dense_1", "mlp.fc2"),
 )
-_CLASS_TOKEN = ("cls", "cls_token", SAME)
-_DISTILLATION_TOKEN = ("dist", "dist_token", SAME)
+_CLASS_TOKEN = Row("cls", "cls_token", SAME)
+_DISTILLATION_TOKEN = Row("dist", "dist_token", SAME)
 _STEM = (
-    ("pos_embedding", "pos_embed", SAME),
-    ("embedding/kernel", "patch_embed.proj.weight", CONV),
-    ("embedding/bias", "patch_embed.proj.bias", SAME),
+    Row("pos_embedding", "pos_embed", SAME),
+    *linear("embedding", "patch_embed.proj", CONV),
 )
-_NORM = (("encoder_norm/scale", "norm.weight", SAME), ("encoder_norm/bias", "norm.bias", SAME))
+_NORM = norm("encoder_norm", "norm")
 
 HEADS = (
     (r"head\.", "classification head"),
@@ -65,31 +55,30 @@ def encoder_rows(config: SegmenterConfig, prefix: str) -> list[Row]:
     return rows + prefixed(_NORM, "encoder/", prefix)
 
 
-def describe_encoder(shapes: Shapes, prefix: str) -> dict[str, Any]:
-    """See `Format.describe`."""
-    kernel_name = f"{prefix}patch_embed.proj.weight"
-    kernel = shapes.get(kernel_name, 4)
-    distilled = f"{prefix}dist_token" in shapes
-    hidden = shapes.get(f"{prefix}blocks.0.mlp.fc1.bias", 1)[0]
-    return {
-        "width": kernel[0],
-        "depth": shapes.count(rf"{re.escape(prefix)}blocks\.(\d+)\."),
-        "patch_size": shapes.patch_size(kernel, kernel_name, 2, 3),
-        "in_channels": kernel[1],
-        "distilled": distilled,
-        "mlp_dim": mlp_dim(kernel[0], hidden),
-        "patches": shapes.get(f"{prefix}pos_embed", 3)[1] - (2 if distilled else 1),
-    }
+def describe_encoder(file: ArrayFile, prefix: str) -> tuple[dict[str, Any], int]:
+    """Fields of `SegmenterConfig`, and the number of position embeddings of patches."""
+    distilled = f"{prefix}dist_token" in file.arrays
+    fields = encoder_fields(
+        file,
+        kernel=f"{prefix}patch_embed.proj.weight",
+        axes="oihw",
+        hidden=f"{prefix}blocks.0.mlp.fc1.bias",
+        blocks=rf"{re.escape(prefix)}blocks\.(\d+)\.",
+    )
+    tokens = file.shape(f"{prefix}pos_embed", 3)[1]
+    return fields | {"distilled": distilled}, tokens - (2 if distilled else 1)
 
 
-TIMM = Format(
-    name="timm",
-    detect=lambda names: any(name.startswith("blocks.") for name in names),
-    describe=lambda shapes: describe_encoder(shapes, ""),
-    table=lambda config, shapes: encoder_rows(config, ""),
-    dropped=HEADS,
-    layer_norm_eps=1e-6,
-    gelu="exact",
+def detect(names: Collection[str]) -> bool:
+    """See `opening.Format`."""
+    return any(name.startswith("blocks.") for name in names)
+
+
+def open(file: ArrayFile, hints: Hints) -> Opened:
+    """See `opening.Format`."""
+    fields, patches = describe_encoder(file, "")
+    fields |= {"layer_norm_eps": 1e-6, "gelu": "exact"}
+    config = network(file.path, fields, patches, hints)
     # AugReg and plain DeiT weights look the same; only distilled ones are DeiT's for certain.
-    normalization=lambda fields: "deit" if fields["distilled"] else None,
-)
+    description = normalized_as("deit") if config.distilled else {}
+    return bind(file, NAME, config, encoder_rows(config, ""), HEADS, description)

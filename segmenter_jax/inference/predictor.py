@@ -9,11 +9,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from segmenter_jax.checkpoints.model_dir import (
-    ModelDescription,
-    load_model,
-    resolve_model_dir,
-)
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.model_dir import load_model
 from segmenter_jax.data.images import decode_image, to_8_bits
 from segmenter_jax.inference.sliding_window import InferenceSettings, Request, SlidingWindow
 from segmenter_jax.models import Segmenter
@@ -219,20 +216,15 @@ def _channels_of(image: np.ndarray, channels: int) -> np.ndarray:
 
 def read_model(path: os.PathLike | str, **options: Any) -> tuple[ModelDescription, Any]:
     """Description and parameters of any model that `load` takes, with the options of `load`."""
-    try:
-        resolve_model_dir(path)
-    except ValueError:
-        name = os.fspath(path)
-        named = "://" in name or name.startswith("augreg/")
-        if not named and not os.path.exists(os.path.expanduser(name)):
-            raise
-    else:
-        if not options:
-            return load_model(path)
-    # Readers of foreign formats are needed here only.
-    from segmenter_jax.conversion.convert import load_any
+    from segmenter_jax.conversion.locate import locate
 
-    return load_any(path, **options)
+    if not options and locate(path).is_model:
+        return load_model(path)
+    # Readers of foreign formats are needed here only.
+    from segmenter_jax.conversion.convert import ConvertOptions, convert
+
+    description, params, _ = convert(path, ConvertOptions(**options))
+    return description, params
 
 
 def load(
@@ -244,7 +236,7 @@ def load(
       path: a model directory, the workdir of a run, or a checkpoint of another project, converted
         on the fly.
       devices: of this process; None takes all of them.
-      **options: what the checkpoint does not say, as fields of `convert.ConvertOptions`:
+      **options: what the checkpoint does not say, as fields of `conversion.convert.ConvertOptions`:
         `normalization`, `num_heads`, `num_classes`, ...
 
     Raises:

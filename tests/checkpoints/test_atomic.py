@@ -62,7 +62,7 @@ def killed_at(step, monkeypatch):
     backend = type(epath.Path("/"))
     with monkeypatch.context() as patched:
         patched.setattr(backend, "rmtree", one_by_one)
-        for name in ("unlink", "rename", "copy", "mkdir", "write_text"):
+        for name in ("unlink", "rename", "replace", "copy", "mkdir", "write_text"):
             patched.setattr(backend, name, counted(getattr(backend, name)))
         patched.setattr(os, "rmdir", counted(os.rmdir))
         with contextlib.suppress(Killed):

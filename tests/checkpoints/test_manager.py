@@ -199,7 +199,7 @@ def test_checkpoint_of_another_model_is_an_error_and_stays(workdir):
     checkpoints = Checkpoints(workdir, keep=2)
     with pytest.raises(
         CheckpointError,
-        match=r"another model or optimizer: params\.bias is float32 \(128,\) there and "
+        match=r"another model or optimizer: params/bias is float32 \(128,\) there and "
         r"float32 \(256,\) here",
     ):
         checkpoints.restore(target(sharding.make_mesh(), width=256))

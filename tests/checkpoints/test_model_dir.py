@@ -10,12 +10,8 @@ import pytest
 from etils import epath
 
 from segmenter_jax.checkpoints import atomic
-from segmenter_jax.checkpoints.model_dir import (
-    ModelDescription,
-    load_model,
-    resolve_model_dir,
-    save_model,
-)
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.model_dir import load_model, resolve_model_dir, save_model
 from tests.golden_params import golden_config, golden_params
 
 

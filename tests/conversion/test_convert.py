@@ -6,18 +6,17 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import segmenter_jax
 from segmenter_jax import convert
-from segmenter_jax.checkpoints.model_dir import (
-    ModelDescription,
-    flatten,
-    load_model,
-    save_model,
-)
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.model_dir import load_model, save_model
 from segmenter_jax.conversion import convert as conversion
 from segmenter_jax.conversion.adapt import inflate_patch_kernel
-from segmenter_jax.conversion.sources import open_checkpoint
+from segmenter_jax.conversion.opening import Hints
+from segmenter_jax.conversion.sources import open_source
+from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models import Segmenter, upsample
 from segmenter_jax.models.params import init_params, init_some_params
 from segmenter_jax.models.resampling import resize_matrix
@@ -91,10 +90,8 @@ def test_newer_numbering_and_missing_head_give_the_same(golden_dir, google, tmp_
         if not name.startswith("head/")
     }
     np.savez(tmp_path / "newer.npz", **renamed)
-    first = conversion.load_any(golden_dir / GOOGLE, num_classes=5, decoder="linear")
-    assert_same(
-        conversion.load_any(tmp_path / "newer.npz", num_classes=5, decoder="linear")[1], first[1]
-    )
+    first = read_model(golden_dir / GOOGLE, num_classes=5, decoder="linear")
+    assert_same(read_model(tmp_path / "newer.npz", num_classes=5, decoder="linear")[1], first[1])
 
 
 @pytest.mark.parametrize("with_class_token", [True, False])
@@ -136,15 +133,13 @@ def test_deit_tokens_match(golden_dir):
 def test_timm_from_safetensors_needs_no_torch(golden_dir, deit, tmp_path, monkeypatch):
     from safetensors.numpy import save_file
 
-    expected = conversion.load_any(
+    expected = read_model(
         golden_dir / "deit_distilled.pth", num_classes=5, decoder="linear", num_heads=2
     )
     # The name says otherwise on purpose: content decides.
     save_file(deit, tmp_path / "weights.npz")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    found = conversion.load_any(
-        tmp_path / "weights.npz", num_classes=5, decoder="linear", num_heads=2
-    )
+    found = read_model(tmp_path / "weights.npz", num_classes=5, decoder="linear", num_heads=2)
     assert_same(found[1], expected[1])
 
 
@@ -155,10 +150,8 @@ def test_timm_without_distillation_asks_for_normalisation(deit, tmp_path):
     plain["pos_embed"] = plain["pos_embed"][:, 1:].copy()
     save_file(plain, tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"does not say how images are normalised.*vit, deit"):
-        conversion.load_any(
-            tmp_path / "vit.safetensors", num_classes=5, decoder="linear", num_heads=2
-        )
-    description, _ = conversion.load_any(
+        read_model(tmp_path / "vit.safetensors", num_classes=5, decoder="linear", num_heads=2)
+    description, _ = read_model(
         tmp_path / "vit.safetensors",
         num_classes=5,
         decoder="linear",
@@ -171,7 +164,7 @@ def test_timm_without_distillation_asks_for_normalisation(deit, tmp_path):
 @pytest.mark.parametrize("name", ["segm_mask", "segm_linear_distilled", "mmseg_mask"])
 def test_segmenter_checkpoints_match(golden_dir, name):
     pytest.importorskip("torch")
-    description, params = conversion.load_any(golden_dir / f"{name}.pth", num_heads=2)
+    description, params = read_model(golden_dir / f"{name}.pth", num_heads=2)
     golden = name.replace("mmseg", "segm")
     assert_same(params, golden_params(golden))
     config = golden_config(golden)
@@ -189,10 +182,10 @@ def test_reference_alone_asks_for_what_it_cannot_tell(golden_dir, tmp_path):
     path = tmp_path / "checkpoint.pth"
     path.write_bytes((golden_dir / "segm_mask.pth").read_bytes())
     with pytest.raises(ValueError, match="width 64 is not a standard one; give num_heads"):
-        conversion.load_any(path)
+        read_model(path)
     with pytest.raises(ValueError, match="give normalization"):
-        conversion.load_any(path, num_heads=2)
-    _, params = conversion.load_any(path, num_heads=2, normalization="vit")
+        read_model(path, num_heads=2)
+    _, params = read_model(path, num_heads=2, normalization="vit")
     assert_same(params, golden_params("segm_mask"))
 
 
@@ -204,21 +197,21 @@ def test_mmseg_linear_head(golden_dir, tmp_path):
     state["decode_head.conv_seg.weight"] = weight
     state["decode_head.conv_seg.bias"] = torch.arange(5.0)
     torch.save({"state_dict": state}, tmp_path / "fcn.pth")
-    description, params = conversion.load_any(tmp_path / "fcn.pth", num_heads=2)
+    description, params = read_model(tmp_path / "fcn.pth", num_heads=2)
     assert (description.model.decoder, description.model.num_classes) == ("linear", 5)
     np.testing.assert_array_equal(params["decoder"]["head"]["kernel"], weight[:, :, 0, 0].T)
 
 
 def test_mmseg_classes_are_kept(golden_dir):
     pytest.importorskip("torch")
-    description, _ = conversion.load_any(golden_dir / "mmseg_mask.pth", num_heads=2)
+    description, _ = read_model(golden_dir / "mmseg_mask.pth", num_heads=2)
     assert description.classes == ("a", "b", "c", "d", "e", "f", "g")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_precisions(google, tmp_path, dtype):
     np.savez(tmp_path / "w.npz", **{name: array.astype(dtype) for name, array in google.items()})
-    _, params = conversion.load_any(tmp_path / "w.npz", num_classes=5, decoder="linear")
+    _, params = read_model(tmp_path / "w.npz", num_classes=5, decoder="linear")
     kernel = params["encoder"]["embedding"]["kernel"]
     assert kernel.dtype == np.float32
     expected = google["embedding/kernel"].astype(dtype).astype(np.float32)
@@ -230,7 +223,7 @@ def test_bfloat16_pth(golden_dir, tmp_path):
     state = torch.load(golden_dir / "segm_mask.pth", weights_only=True)["model"]
     half = {name: tensor.bfloat16() for name, tensor in state.items()}
     torch.save(half, tmp_path / "half.pth")
-    _, params = conversion.load_any(tmp_path / "half.pth", num_heads=2, normalization="vit")
+    _, params = read_model(tmp_path / "half.pth", num_heads=2, normalization="vit")
     expected = half["decoder.cls_emb"].float().numpy()
     np.testing.assert_array_equal(params["decoder"]["class_embedding"], expected)
 
@@ -258,8 +251,8 @@ def test_position_embeddings_resize_to_a_grid_that_is_not_square(google, tmp_pat
 
 
 def test_extra_channels_at_zero_change_no_token(golden_dir):
-    rgb = conversion.load_any(golden_dir / GOOGLE, num_classes=5, decoder="linear")
-    more = conversion.load_any(golden_dir / GOOGLE, num_classes=5, decoder="linear", in_channels=5)
+    rgb = read_model(golden_dir / GOOGLE, num_classes=5, decoder="linear")
+    more = read_model(golden_dir / GOOGLE, num_classes=5, decoder="linear", in_channels=5)
     image = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
     padded = np.concatenate([image, np.zeros((1, 64, 64, 2), np.float32)], axis=-1)
     tokens = [
@@ -287,7 +280,7 @@ def test_another_class_count_keeps_all_that_does_not_depend_on_it(tmp_path):
     changed = {"decoder/class_embedding", "decoder/mask_norm/scale", "decoder/mask_norm/bias"}
     assert {entry[0] for entry in report.initialised} == changed
     assert {entry[0] for entry in report.dropped} == changed
-    before, after = flatten(params), flatten(found)
+    before, after = (flatten_dict(tree, sep="/") for tree in (params, found))
     for name in before.keys() - changed:
         np.testing.assert_array_equal(before[name], after[name])
     assert after["decoder/class_embedding"].shape == (1, 9, 64)
@@ -320,7 +313,7 @@ def test_an_encoder_alone_asks_for_the_number_of_classes(golden_dir, tmp_path, c
 
 def test_a_model_directory_loads_as_it_is(tmp_path):
     description, params = load_golden_model(tmp_path)
-    found, same = conversion.load_any(tmp_path / "m")
+    found, same, _ = conversion.convert(tmp_path / "m", conversion.ConvertOptions())
     assert_same(params, same)
     assert (found.model, found.classes) == (description.model, description.classes)
 
@@ -328,7 +321,7 @@ def test_a_model_directory_loads_as_it_is(tmp_path):
 def test_seed_decides_the_new_decoder(golden_dir):
     options = {"num_classes": 5, "decoder": "linear"}
     first, again, other = (
-        conversion.load_any(golden_dir / GOOGLE, seed=seed, **options)[1] for seed in (0, 0, 1)
+        read_model(golden_dir / GOOGLE, seed=seed, **options)[1] for seed in (0, 0, 1)
     )
     assert_same(first, again)
     kernels = [params["decoder"]["head"]["kernel"] for params in (first, other)]
@@ -371,8 +364,7 @@ def test_standard_widths_know_their_heads(tmp_path):
     }
     shapes |= {f"blocks.{i}.{name}": shape for i in range(12) for name, shape in block.items()}
     save_file({k: np.zeros(s, np.float16) for k, s in shapes.items()}, tmp_path / "ti")
-    checkpoint = open_checkpoint(tmp_path / "ti")
-    assert checkpoint.config.num_heads == 3
+    assert open_source(tmp_path / "ti", Hints()).config.num_heads == 3
     options = conversion.ConvertOptions(num_classes=2, normalization="vit", variant="S/16")
     with pytest.raises(ValueError, match="not a S/16: width is 192, expected 384"):
         conversion.convert(tmp_path / "ti", options)

@@ -163,7 +163,7 @@ def test_archive_of_something_else(folder, capsys):
 
 
 def test_nothing_there(folder, capsys):
-    assert_refused(folder, folder / "in" / "none.npz", capsys, "no such file", "augreg/L_16")
+    assert_refused(folder, folder / "in" / "none.npz", capsys, "does not exist", "augreg/L_16")
 
 
 def test_plain_pickle_that_would_run_code(folder, capsys):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from segmenter_jax.conversion import download
-from segmenter_jax.conversion.download import DownloadError, resolve_source
+from segmenter_jax.conversion.arrays import SourceError
+from segmenter_jax.conversion.locate import PUBLISHED, locate, web_address
+from segmenter_jax.inference.predictor import read_model
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
@@ -67,10 +69,10 @@ def names(folder):
 
 
 def test_published_names_download_once(server, url, monkeypatch):
-    monkeypatch.setitem(download.PUBLISHED, "augreg/Ti_16", url)
-    path = resolve_source("augreg/Ti_16")
-    assert path.read_bytes() == CONTENT
-    assert resolve_source("augreg/Ti_16") == path
+    monkeypatch.setitem(PUBLISHED, "augreg/Ti_16", url)
+    path, is_model = locate("augreg/Ti_16")
+    assert path.read_bytes() == CONTENT and not is_model
+    assert locate("augreg/Ti_16").path == path
     assert len(server.requests) == 1
     record = path.with_name("w.npz.sha256").read_text().strip()
     assert record == hashlib.sha256(CONTENT).hexdigest()
@@ -86,7 +88,7 @@ def test_a_file_in_the_cache_needs_no_network(server, url):
 def test_a_changed_file_in_the_cache_is_noticed(url):
     path = download.cached(url)
     path.write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(DownloadError, match="has changed since it was put into the cache"):
+    with pytest.raises(SourceError, match="has changed since it was put into the cache"):
         download.cached(url)
 
 
@@ -98,43 +100,37 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, url, tmp_path)
     assert names(tmp_path) == ["w.npz"]
 
 
-def test_a_later_call_goes_on_too(server, url, tmp_path):
+def test_a_later_call_begins_again(server, url, tmp_path):
     server.stops = [1_500_000]
-    with pytest.raises(DownloadError, match="ended after 1500000 of 3000000 bytes"):
+    with pytest.raises(SourceError, match="ended after 1500000 of 3000000 bytes"):
         download.download(url, tmp_path / "w.npz", attempts=1)
-    assert not (tmp_path / "w.npz").exists()
-    download.download(url, tmp_path / "w.npz")
-    assert (tmp_path / "w.npz").read_bytes() == CONTENT
-    assert server.requests[1] == "bytes=1500000-"
-
-
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server, url, tmp_path):
-    server.stops = [1_500_000]
-    with pytest.raises(DownloadError):
-        download.download(url, tmp_path / "w.npz", attempts=1)
-    (tmp_path / "w.npz.part").write_bytes(b"old" * 500_000)
-    server.etag = '"two"'
+    assert names(tmp_path) == []
     download.download(url, tmp_path / "w.npz")
     assert (tmp_path / "w.npz").read_bytes() == CONTENT
 
 
-def test_all_there_but_not_renamed(server, url, tmp_path):
-    (tmp_path / "w.npz.part").write_bytes(CONTENT)
-    (tmp_path / "w.npz.part.version").write_text(server.etag)
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, url, tmp_path, monkeypatch):
+    server.stops = [1_500_000]
+
+    def change(seconds):
+        server.etag = '"two"' if server.requests else server.etag
+
+    monkeypatch.setattr(download.time, "sleep", change)
     download.download(url, tmp_path / "w.npz")
+    assert server.requests == [None, "bytes=1500000-"]
     assert (tmp_path / "w.npz").read_bytes() == CONTENT
 
 
 def test_a_server_that_promises_too_much(server, url, tmp_path):
     server.extra_length = 1000
-    with pytest.raises(DownloadError, match="cannot download"):
+    with pytest.raises(SourceError, match="cannot download"):
         download.download(url, tmp_path / "w.npz")
     assert not (tmp_path / "w.npz").exists()
 
 
 def test_a_missing_file_is_told_with_what_to_do(server, url, cache):
     server.status = 404
-    with pytest.raises(DownloadError, match=r"answers 404 Not Found; or fetch http.* put it at /"):
+    with pytest.raises(SourceError, match=r"answers 404 Not Found; or fetch http.* put it at /"):
         download.cached(url)
     assert len(server.requests) == 1
     assert not list(cache.rglob("*.npz"))
@@ -142,7 +138,7 @@ def test_a_missing_file_is_told_with_what_to_do(server, url, cache):
 
 def test_a_failing_server_is_asked_again(server, url, tmp_path):
     server.status = 503
-    with pytest.raises(DownloadError, match="answers 503"):
+    with pytest.raises(SourceError, match="answers 503"):
         download.download(url, tmp_path / "w.npz", attempts=3)
     assert len(server.requests) == 3
 
@@ -150,7 +146,7 @@ def test_a_failing_server_is_asked_again(server, url, tmp_path):
 def test_without_a_network_the_error_says_where_to_put_the_file(server, url, cache):
     server.shutdown()
     server.server_close()
-    with pytest.raises(DownloadError, match=r"or fetch http://127.0.0.1.* and put it at ") as error:
+    with pytest.raises(SourceError, match=r"or fetch http://127.0.0.1.* and put it at ") as error:
         download.cached(url)
     path = str(error.value).rpartition("put it at ")[2]
     with open(path, "wb") as file:
@@ -159,19 +155,24 @@ def test_without_a_network_the_error_says_where_to_put_the_file(server, url, cac
 
 
 def test_published_names_are_the_augreg_files():
-    assert sorted(download.PUBLISHED) == [
-        f"augreg/{n}" for n in ("B_16", "B_8", "L_16", "S_16", "Ti_16")
-    ]
-    for name, address in download.PUBLISHED.items():
+    assert sorted(PUBLISHED) == [f"augreg/{n}" for n in ("B_16", "B_8", "L_16", "S_16", "Ti_16")]
+    for name, address in PUBLISHED.items():
         assert address.startswith(f"https://storage.googleapis.com/vit_models/{name}-i21k-300ep-")
         assert address.endswith(("res_384.npz", "res_224.npz"))
 
 
-def test_bucket_paths_are_fetched_over_https(url, monkeypatch):
-    monkeypatch.setattr(download, "_BUCKET_URL", url.removesuffix("augreg/w.npz"))
-    assert resolve_source("gs://vit_models/augreg/w.npz").read_bytes() == CONTENT
+def test_bucket_paths_are_fetched_over_https():
+    address = "https://storage.googleapis.com/vit_models/augreg/w.npz"
+    assert web_address("gs://vit_models/augreg/w.npz") == web_address(address) == address
+    assert web_address("gs://others/w.npz") is web_address("w.npz") is None
 
 
 def test_plain_http_is_no_source(url):
     with pytest.raises(ValueError, match="cannot be read"):
-        resolve_source(url)
+        locate(url)
+
+
+def test_a_failed_fetch_of_weights_by_address_takes_one_clear_error(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(SourceError, match=r"cannot download https://127.0.0.1:9/w.npz: "):
+        read_model("https://127.0.0.1:9/w.npz")

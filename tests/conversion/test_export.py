@@ -10,7 +10,7 @@ import yaml
 
 from segmenter_jax import convert
 from segmenter_jax.checkpoints.model_dir import load_model, save_model
-from segmenter_jax.conversion import convert as conversion
+from segmenter_jax.inference.predictor import read_model
 
 torch = pytest.importorskip("torch")
 
@@ -53,13 +53,13 @@ def test_exported_keys_values_and_description_are_the_references(golden_dir, tmp
 
 
 def test_what_only_we_know_survives(golden_dir, tmp_path):
-    description, params = conversion.load_any(
+    description, params = read_model(
         golden_dir / "segm_mask.pth", layer_norm_eps=1e-6, gelu="tanh", normalization="deit"
     )
     description = dataclasses.replace(description, classes=tuple("abcdefg"), mean=(0.4, 0.5, 0.6))
     save_model(tmp_path / "a", description, params)
     assert run(tmp_path / "a", tmp_path / "b", "--to=safetensors") == 0
-    found, _ = conversion.load_any(tmp_path / "b")
+    found, _ = read_model(tmp_path / "b")
     assert found.model == description.model
     assert (found.classes, found.mean) == (description.classes, description.mean)
 

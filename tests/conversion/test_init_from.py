@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from segmenter_jax.checkpoints.model_dir import ModelDescription
+from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion import convert as conversion
+from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import init_params
 from tests.golden_params import golden_config
@@ -37,7 +38,7 @@ def test_init_from_encoder_keeps_the_given_decoder(golden_dir):
     assert_close(found["decoder"], params["decoder"])
     assert origin["sha256"] == hashlib.sha256((golden_dir / GOOGLE).read_bytes()).hexdigest()
     assert origin["options"] == {"position_method": "bicubic", "seed": 4}
-    expected = conversion.load_any(
+    expected = read_model(
         golden_dir / GOOGLE, num_classes=7, decoder="linear", image_size=(96, 64), window=64
     )
     assert_same(found["encoder"], expected[1]["encoder"])

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from segmenter_jax import convert
-from segmenter_jax.conversion import convert as conversion
+from segmenter_jax.inference.predictor import read_model
 
 HOSTILE = [
     ([], None),
@@ -80,13 +80,13 @@ def test_wrong_values_take_one_clear_line(written, keys, value, tmp_path, capsys
     [(["dataset_kwargs", "dataset"], "my_streets"), (["dataset_kwargs"], None)],
 )
 def test_what_the_reference_leaves_open_is_accepted(written, keys, value):
-    description, _ = conversion.load_any(written(keys, value))
+    description, _ = read_model(written(keys, value))
     assert description.model.num_classes == 7
 
 
 def test_variant_yml_describes_the_model(golden_dir):
     pytest.importorskip("torch")
-    description, _ = conversion.load_any(golden_dir / "segm_linear_distilled.pth")
+    description, _ = read_model(golden_dir / "segm_linear_distilled.pth")
     assert (description.window, description.stride, description.base_size) == (64, 48, 64)
     assert description.mean == (0.485, 0.456, 0.406) and description.aspect_bound == 4
     assert description.provenance["format"] == "reference"
@@ -99,4 +99,4 @@ def test_variant_yml_that_contradicts_the_weights(golden_dir, tmp_path):
     text = (golden_dir / "segm_mask.variant.yml").read_text().replace("n_cls: 7", "n_cls: 8")
     (tmp_path / "variant.yml").write_text(text)
     with pytest.raises(ValueError, match=r"num_classes is 8, but the weights beside it have 7"):
-        conversion.load_any(tmp_path / "c.pth")
+        read_model(tmp_path / "c.pth")

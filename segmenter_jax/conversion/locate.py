@@ -1,0 +1,103 @@
+"""What a source of weights is: a model directory, a file of another project, or one to fetch."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+from etils import epath
+
+from segmenter_jax.checkpoints.model_dir import find_model_dir, resolve_model_dir
+from segmenter_jax.conversion.arrays import SourceError
+from segmenter_jax.conversion.download import cached, copied
+from segmenter_jax.runtime.errors import first_line
+from segmenter_jax.runtime.files import absolute, is_local
+
+# The public bucket "vit_models", over https.
+_BUCKET = "gs://vit_models/"
+_BUCKET_URL = "https://storage.googleapis.com/vit_models/"
+
+# ViTs of "How to train your ViT?", pretrained on ImageNet-21k and fine-tuned on ImageNet.
+_AUGREG = {
+    "Ti_16": "aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384",
+    "S_16": "aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384",
+    "B_16": "aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384",
+    "B_8": "aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_224",
+    "L_16": "aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384",
+}
+PUBLISHED = {
+    f"augreg/{name}": f"{_BUCKET_URL}augreg/{name}-i21k-300ep-lr_0.001-{rest}.npz"
+    for name, rest in _AUGREG.items()
+}
+
+_WEIGHTS = ("*.npz", "*.pth", "*.safetensors")
+
+
+class Place(NamedTuple):
+    """Where a source is: a model directory of this package, or a local file of weights."""
+
+    path: epath.Path
+    is_model: bool
+
+
+def locate(source: os.PathLike | str) -> Place:
+    """Finds a source of weights; fetches what is not on this machine.
+
+    Args:
+      source: a model directory or workdir, local or remote; a local file of weights, or a folder
+        with one; a published name, "augreg/" and one of Ti_16, S_16, B_16, B_8, L_16; an https://
+        address; or a remote file that `etils.epath` reads, such as gs://.
+
+    Raises:
+      ValueError: nothing is there, or it cannot be fetched.
+    """
+    if (url := web_address(source)) is not None:
+        return Place(epath.Path(cached(url)), is_model=False)
+    if not is_local(source):
+        return _locate_remote(os.fspath(source))
+    if (folder := find_model_dir(source)) is not None:
+        return Place(folder, is_model=True)
+    path = absolute(source)
+    if path.is_dir():
+        return Place(_only_file(path), is_model=False)
+    if not path.exists():
+        raise SourceError(
+            f"{source}: does not exist, and is no published name; those are {', '.join(PUBLISHED)}"
+        )
+    return Place(path, is_model=False)
+
+
+def web_address(source: os.PathLike | str) -> str | None:
+    """The https:// address of a source; None for one that is read in another way."""
+    text = os.fspath(source)
+    if text in PUBLISHED and not pathlib.Path(text).exists():
+        return PUBLISHED[text]
+    if text.startswith(_BUCKET):
+        return _BUCKET_URL + text.removeprefix(_BUCKET)
+    return text if text.startswith("https://") else None
+
+
+def _locate_remote(text: str) -> Place:
+    try:
+        if (folder := find_model_dir(text)) is not None:
+            return Place(folder, is_model=True)
+        remote = epath.Path(text)
+        found = "a directory" if remote.is_dir() else "a file" if remote.exists() else "nothing"
+        path = copied(remote) if found == "a file" else None
+    except Exception as error:  # Each kind of storage raises its own types.
+        raise SourceError(f"{text}: cannot be read: {first_line(error)}") from error
+    if path is None:
+        raise SourceError(f"{text}: found {found}, expected a model directory or a weights file")
+    return Place(epath.Path(path), is_model=False)
+
+
+def _only_file(folder: epath.Path) -> epath.Path:
+    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    if not files:
+        # Says what a model would have been.
+        resolve_model_dir(folder)
+    if len(files) != 1:
+        raise SourceError(
+            f"{folder}: expected one file of weights, found {[file.name for file in files]}; name "
+            "the file instead"
+        )
+    return files[0]
