@@ -25,7 +25,7 @@ from segmenter_jax.benchmark.stages import measure_stages
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.pipeline import Stream, eval_examples, train_batches
 from segmenter_jax.data.transforms import EvalTransform, TrainTransform
-from segmenter_jax.evaluation.scoring import evaluate_split
+from segmenter_jax.evaluation.scoring import score
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
@@ -179,7 +179,8 @@ def benchmark_evaluate(config: SegmenterConfig, options: argparse.Namespace) -> 
     def run() -> tuple[float, Any]:
         start = time.perf_counter()
         with contextlib.closing(eval_examples(source, EvalTransform(dataset.spec))) as examples:
-            report = evaluate_split(engine, params, examples, dataset.spec)
+            results = engine.predict(params, examples)
+            report = score(results, dataset.spec, engine.settings.protocol())
         return time.perf_counter() - start, report
 
     first_s, _ = run()

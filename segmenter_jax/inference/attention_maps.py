@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segmenter_jax.inference.geometry import check_image, scaled_image
+from segmenter_jax.inference.geometry import InferenceSettings, check_image, scaled_image
 from segmenter_jax.inference.predictor import Picture, Predictor
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import normalize
@@ -196,7 +196,7 @@ def _check_memory(grid: tuple[int, int], num_heads: int, num_classes: int) -> No
 
 
 def _scaled_picture(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
-    settings = predictor.engine().settings
+    settings = InferenceSettings.of(predictor.description)
     check_image(picture.shape, settings, predictor.model.config.in_channels)
     return scaled_image(picture, settings, 1.0)
 
