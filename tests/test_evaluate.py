@@ -13,8 +13,8 @@ from segmenter_jax.data.datasets import build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.evaluation import scoring
 from segmenter_jax.evaluation.metrics import confusion_matrix
-from segmenter_jax.inference.predictor import load
 from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.predictor import load
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 

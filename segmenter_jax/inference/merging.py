@@ -217,13 +217,8 @@ class Merger:
         ]
         tiles = itertools.product(*(range(len(axis.spans)) for axis in axes))
         chunks = iter(lambda: list(itertools.islice(tiles, self._tiles_per_call)), [])
-        started = (
-            (
-                chunk,
-                _tile_maps(*self._operands(versions, axes, chunk), outputs, top_k, self._on_cpu),
-            )
-            for chunk in chunks
-        )
+        options = outputs, top_k, self._on_cpu
+        started = ((c, _tile_maps(*self._operands(versions, axes, c), *options)) for c in chunks)
         maps: dict[str, np.ndarray] = {}
         for chunk, computed in read_ahead(started, _TILES_AHEAD):
             _write_tiles(maps, size, axes, chunk, jax.device_get(computed))
