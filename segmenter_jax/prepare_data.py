@@ -30,7 +30,7 @@ from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
 from segmenter_jax.data.survey import Survey, records_of, survey
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.pictures import overlay
-from segmenter_jax.pictures.sheets import Entry, contact_sheet
+from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet
 from segmenter_jax.runtime.command import FAILED, run_command
 from segmenter_jax.runtime.errors import DataError
 
@@ -226,7 +226,7 @@ class ContactSheet:
             split: set(np.linspace(0, max(count - 1, 0), _PICTURES_PER_SPLIT).astype(int).tolist())
             for split, count in counts.items()
         }
-        self._entries: dict[str, list[Entry]] = {split: [] for split in counts}
+        self._entries: dict[str, list[SheetEntry]] = {split: [] for split in counts}
 
     def add(
         self, split: str, index: int, name: str, image: np.ndarray, label: np.ndarray | None
@@ -240,7 +240,7 @@ class ContactSheet:
         scale = _SIDE / max(image.shape[:2])
         size = tuple(max(round(side * scale), 1) for side in ids.shape[::-1])
         small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        self._entries[split].append(Entry((small,), f"{split} {name}"))
+        self._entries[split].append(SheetEntry((small,), f"{split} {name}"))
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the picture; does nothing if no record was drawn."""

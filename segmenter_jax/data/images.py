@@ -16,6 +16,9 @@ from segmenter_jax.data.specs import ILLEGAL_LABEL, DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, RGB_LABEL, explain_values, palette_conflict
 from segmenter_jax.runtime.errors import DataError
 
+# Of the files that are taken for pictures in a folder.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485
 

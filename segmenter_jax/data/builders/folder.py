@@ -19,12 +19,12 @@ from segmenter_jax.data.builders.base import (
     SegmentationBuilder,
 )
 from segmenter_jax.data.builders.files import SourceFiles
+from segmenter_jax.data.images import IMAGE_SUFFIXES
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, source_traps
 from segmenter_jax.runtime.errors import DataError
 
 CLASSES_FILE = "classes.json"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIX = ".png"
 _SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
 
