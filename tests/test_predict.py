@@ -200,7 +200,11 @@ def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
         (["{model}", "{tmp}/absent.jpg", "-o", "{tmp}/o"], 1, "absent.jpg: no such file or folder"),
         (["{model}", "{tmp}", "-o", "{tmp}/o"], 1, "no pictures in this folder"),
         (["{tmp}/none", "{photo}", "-o", "{tmp}/o"], 1, "none: does not exist"),
-        (["{model}", "{photo}", "-o", "{tmp}/o", "--stride", "65"], 1, "got stride=65, window=64"),
+        (
+            ["{model}", "{photo}", "-o", "{tmp}/o", "--stride", "65"],
+            1,
+            "stride=65 must be in 1..window=64",
+        ),
         (["{model}", "{photo}"], 2, "-o/--output"),
         (["{model}", "{photo}", "-o", "{tmp}/o", "--save", "mask"], 2, r"unknown results ['mask']"),
         (["{model}", "{photo}", "-o", "{tmp}/o", "--scales", "a"], 2, "'a' is not a list of num"),
@@ -332,6 +336,15 @@ def test_videos_are_skipped_when_finished_or_bad_and_become_gifs_when_asked(
     assert "0 of 1 files segmented" in capsys.readouterr().out
     assert run(model_dir, folder / "short.gif", "-o", out, "--video", ".mp4") == 0
     assert video_info(out / "overlay" / "short.mp4").num_frames == 3
+
+
+def test_videos_are_segmented_in_the_order_of_the_inputs(model_dir, tmp_path, capsys):
+    clips = [tmp_path / f"{name}.mp4" for name in "edcba"]
+    for path in clips:
+        path.write_bytes(b"not a video")
+    assert run(model_dir, *clips, "-o", tmp_path / "out") == 1
+    skipped = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert [line.split(":")[1].strip() for line in skipped] == list(map(str, clips))
 
 
 def test_a_video_that_cannot_be_written_does_not_stop_the_rest(model_dir, tmp_path, capsys):
