@@ -4,16 +4,16 @@ python -m segmenter_jax.evaluate MODEL --dataset NAME --data_dir DIR
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from segmenter_jax.checkpoints.description import ModelDescription
@@ -23,37 +23,46 @@ from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import EvalTransform, ImageTransform
 from segmenter_jax.evaluation.binary_metrics import BinaryScores
 from segmenter_jax.evaluation.metrics import SegmentationReport, confusion_matrix
-from segmenter_jax.evaluation.scoring import Example, read_predictions, score
+from segmenter_jax.evaluation.scoring import read_predictions, score
 from segmenter_jax.evaluation.submission import encode_submission, submission_name
-from segmenter_jax.inference.predictor import model_settings, read_model
-from segmenter_jax.inference.sliding_window import SlidingWindow
-from segmenter_jax.models import Segmenter
+from segmenter_jax.inference.predictor import load
+from segmenter_jax.inference.sliding_window import Example, Maps
 from segmenter_jax.pictures import legend, overlay
 from segmenter_jax.pictures.figures import calibration_figure, confusion_figure
 from segmenter_jax.pictures.overlays import as_rgb
-from segmenter_jax.pictures.sheets import Entry, contact_sheet, stack
+from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, stack, thumbnail
 from segmenter_jax.runtime.command import (
     add_protocol_flags,
     protocol_overrides,
     run_command,
     use_compilation_cache,
 )
+from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
-
-_Result = tuple[Example, Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _PredictionWriter:
-    """Saves class ids as PNG files, named and numbered as the dataset's own scorer expects."""
+class _Wanted:
+    """What is wanted beside the table: metrics, and files, None for none; named as the flags."""
 
-    folder: pathlib.Path
-    spec: DatasetSpec
+    boundary_iou: bool
+    binary: bool
+    calibration: str | None
+    confusion: str | None
+    worst: str | None
+    json: str | None
+    csv: str | None
+    save_predictions: str | None
 
-    def __call__(self, example: Example, ids: np.ndarray) -> None:
-        path = self.folder / submission_name(self.spec, example["name"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_submission(ids, self.spec))
+    def needing_labels(self) -> list[str]:
+        """Flags that were given and need labels."""
+        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name)]
+        return [f"--{name}" for name in given if name != "save_predictions"]
+
+    def maps(self) -> tuple[str, ...]:
+        """Outputs of the engine that are needed."""
+        wanted = {"ids": True, "confidence": self.calibration, "probs": self.binary}
+        return tuple(name for name, needed in wanted.items() if needed)
 
 
 class _WorstImages:
@@ -61,7 +70,7 @@ class _WorstImages:
 
     def __init__(self, spec: DatasetSpec, count: int = 12, side: int = 240):
         self._spec, self._count, self._side = spec, count, side
-        self._worst: list[tuple[float, Entry]] = []
+        self._worst: list[tuple[float, SheetEntry]] = []
 
     def __call__(self, example: Example, ids: np.ndarray) -> None:
         spec, label = self._spec, example["label"]
@@ -71,17 +80,15 @@ class _WorstImages:
             return
         if len(self._worst) == self._count and mean_iou >= self._worst[-1][0]:
             return
+        image = example["image"]
+        views = as_rgb(image), *(overlay(image, m, spec.colors, 0.7) for m in (label, ids))
         # Kept small: all of them are in memory until the end.
-        scale = min(self._side / max(label.shape), 1)
-        size = tuple(max(round(s * scale), 1) for s in label.shape[::-1])
-        image = as_rgb(cv2.resize(example["image"], size).reshape(*size[::-1], -1))
-        small = (cv2.resize(m, size, interpolation=cv2.INTER_NEAREST) for m in (label, ids))
-        pictures = (image, *(overlay(image, m, spec.colors, 0.7) for m in small))
-        entry = Entry(pictures, f"mean IoU {100 * mean_iou:.1f}   {example['name']}")
+        small = [thumbnail(view, self._side) for view in views]
+        entry = SheetEntry(small, f"mean IoU {100 * mean_iou:.1f}   {example['name']}")
         self._worst = sorted([*self._worst, (mean_iou, entry)], key=lambda w: w[0])[: self._count]
 
-    def save(self, path: str) -> None:
-        """Writes the contact sheet, worst first."""
+    def sheet(self) -> Image.Image:
+        """The contact sheet, worst first."""
         if not self._worst:
             raise ValueError("no image has a labelled pixel, so none is the worst")
         sheet = contact_sheet([entry for _, entry in self._worst], 2, self._side)
@@ -91,7 +98,7 @@ class _WorstImages:
             self._spec.colors,
             columns=max(1, sheet.width // 180),
         )
-        stack([sheet, names]).save(path)
+        return stack([sheet, names])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,137 +167,108 @@ def _check_dataset(dataset: Dataset, description: ModelDescription) -> None:
         )
 
 
-def _results_of_model(
-    arguments: argparse.Namespace,
-    model: tuple[ModelDescription, Any],
-    dataset: Dataset,
-    examples: Iterable[Example],
-) -> tuple[str, Iterator[_Result]]:
-    """The protocol, and each example with the maps that the arguments need."""
-    description, params = model
-    settings = model_settings(description, **protocol_overrides(arguments))
-    _check_dataset(dataset, description)
-    engine = SlidingWindow(
-        Segmenter(description.model), settings, mean=description.mean, std=description.std
-    )
-    wanted = {"ids": True, "confidence": arguments.calibration, "probs": arguments.binary}
-    outputs = tuple(name for name, needed in wanted.items() if needed)
-    return settings.protocol(), engine.predict(params, examples, outputs)
-
-
-def _results_of_files(
-    arguments: argparse.Namespace, dataset: Dataset, examples: Iterable[Example]
-) -> tuple[str, Iterator[_Result]]:
-    folder = pathlib.Path(arguments.predictions).expanduser()
-    trained = arguments.prediction_ids == "trained"
-    results = read_predictions(folder, examples, dataset.spec, trained)
-    return f"predictions of {arguments.predictions}", results
-
-
-def _check_usage(arguments: argparse.Namespace) -> None:
-    """Refuses what would be ignored."""
-    if arguments.model:
-        return
+def _check_files(wanted: _Wanted, overrides: dict[str, Any]) -> None:
+    """Refuses what files of class ids cannot give, or would ignore."""
     for flag, missing in (("calibration", "confidence"), ("binary", "probabilities")):
-        if getattr(arguments, flag):
+        if getattr(wanted, flag):
             raise ValueError(f"files of class ids have no {missing}: no --{flag} for them")
-    if protocol_overrides(arguments) != {"scales": (1.0,), "flip": False}:
+    if overrides:
         raise ValueError(
             "files of class ids are scored as they are: --window, --stride, --scales, --flip, "
             "--native and --batch_size are for models"
         )
 
 
-def _check_unlabelled(arguments: argparse.Namespace, dataset: Dataset) -> None:
-    """Refuses what needs labels."""
-    scores = ("boundary_iou", "calibration", "binary", "confusion", "worst", "json", "csv")
-    asked = [f"--{flag}" for flag in scores if getattr(arguments, flag)]
-    if asked or not (arguments.model and arguments.save_predictions):
-        wrong = f", without {', '.join(asked)}" if asked else ""
-        raise ValueError(
-            f"split {arguments.split!r} of dataset {dataset.name!r} has no labels: it can only be "
-            f"predicted, by a model and with --save_predictions{wrong}"
-        )
-
-
 def _command(arguments: argparse.Namespace) -> None:
-    _check_usage(arguments)
+    wanted = _Wanted(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(_Wanted)})
+    overrides = protocol_overrides(arguments)
     keep_freed_memory()
     use_compilation_cache()
     # First what fails fast: building a dataset may take long.
-    model = read_model(arguments.model) if arguments.model else None
+    if arguments.model:
+        predictor = load(arguments.model)
+        engine = predictor.engine(**overrides)
+    else:
+        _check_files(wanted, overrides)
     dataset = build_dataset(arguments.dataset, arguments.data_dir, arguments.source)
     spec = dataset.spec
     source = dataset.source(arguments.split, needs_labels=False)
     labelled = arguments.split not in dataset.unlabelled
-    if not labelled:
-        _check_unlabelled(arguments, dataset)
+    needing = wanted.needing_labels()
+    if not labelled and (needing or not (arguments.model and wanted.save_predictions)):
+        without = f", without {', '.join(needing)}" if needing else ""
+        raise ValueError(
+            f"split {arguments.split!r} of dataset {dataset.name!r} has no labels: it can only be "
+            f"predicted, by a model and with --save_predictions{without}"
+        )
     transform = EvalTransform(spec) if labelled else ImageTransform(spec)
-    with contextlib.closing(eval_examples(source, transform)) as examples:
-        counted = tqdm(examples, total=len(source), unit="image", disable=None)
-        if model is None:
-            protocol, results = _results_of_files(arguments, dataset, counted)
+    with contextlib.closing(eval_examples(source, transform)) as read:
+        examples = tqdm(read, total=len(source), unit="image", disable=None)
+        if arguments.model:
+            _check_dataset(dataset, predictor.description)
+            protocol = engine.settings.protocol()
+            results = engine.predict(predictor.params, examples, wanted.maps())
         else:
-            protocol, results = _results_of_model(arguments, model, dataset, counted)
+            protocol = f"predictions of {arguments.predictions}"
+            folder = pathlib.Path(arguments.predictions).expanduser()
+            trained = arguments.prediction_ids == "trained"
+            results = read_predictions(folder, examples, spec, trained)
+        if wanted.save_predictions:
+            results = _saving(results, spec, pathlib.Path(wanted.save_predictions).expanduser())
         if labelled:
-            _score(arguments, spec, protocol, results)
+            _score(wanted, spec, protocol, results)
         else:
-            _save_only(arguments, spec, results)
+            collections.deque(results, maxlen=0)
+            print(
+                f"split {arguments.split!r} has no labels, so no scores; "
+                f"predictions: {wanted.save_predictions}"
+            )
 
 
-def _save_only(
-    arguments: argparse.Namespace, spec: DatasetSpec, results: Iterable[_Result]
-) -> None:
-    folder = pathlib.Path(arguments.save_predictions).expanduser()
-    write = _PredictionWriter(folder, spec)
+def _saving(
+    results: Iterable[tuple[Example, Maps]], spec: DatasetSpec, folder: pathlib.Path
+) -> Iterator[tuple[Example, Maps]]:
+    """Passes results on, once saved as PNG files as the dataset's own scorer expects them."""
     for example, maps in results:
-        write(example, maps["ids"])
-    print(f"split {arguments.split!r} has no labels, so no scores; predictions: {folder}")
+        with write_whole(folder / submission_name(spec, example["name"])) as part:
+            part.write_bytes(encode_submission(maps["ids"], spec))
+        yield example, maps
 
 
 def _score(
-    arguments: argparse.Namespace, spec: DatasetSpec, protocol: str, results: Iterable[_Result]
+    wanted: _Wanted,
+    spec: DatasetSpec,
+    protocol: str,
+    results: Iterable[tuple[Example, Maps]],
 ) -> None:
-    listeners: list[Callable[[Example, np.ndarray], None]] = []
-    if arguments.save_predictions:
-        folder = pathlib.Path(arguments.save_predictions).expanduser()
-        listeners.append(_PredictionWriter(folder, spec))
-    worst = _WorstImages(spec)
-    if arguments.worst:
-        listeners.append(worst)
-
-    def on_result(example: Example, ids: np.ndarray) -> None:
-        for listener in listeners:
-            listener(example, ids)
-
-    binary = BinaryScores(spec) if arguments.binary else None
+    """Counts, prints, and writes the files that are wanted."""
+    worst = _WorstImages(spec) if wanted.worst else None
+    binary = BinaryScores(spec) if wanted.binary else None
     if binary:
         results = binary.collect(results)
-    calibration = arguments.calibration is not None
-    report = score(results, spec, protocol, on_result, arguments.boundary_iou, calibration)
+    calibration = wanted.calibration is not None
+    report = score(results, spec, protocol, worst, wanted.boundary_iou, calibration)
     print(report.table())
     if binary:
         print(binary.table())
-    _write_files(arguments, report, {"binary": binary.means()} if binary else {})
-    if arguments.worst:
-        worst.save(arguments.worst)
-
-
-def _write_files(
-    arguments: argparse.Namespace, report: SegmentationReport, more: dict[str, Any]
-) -> None:
-    def as_json() -> str:
-        return json.dumps(json.loads(report.to_json()) | more, indent=2) + "\n"
-
-    for path, text in ((arguments.json, as_json), (arguments.csv, report.to_csv)):
+    more = {"binary": binary.means()} if binary else {}
+    for path, text in ((wanted.json, lambda: report.to_json(**more)), (wanted.csv, report.to_csv)):
         if path:
-            pathlib.Path(path).expanduser().write_text(text(), encoding="utf-8")
-    if arguments.confusion:
+            with write_whole(path) as part:
+                part.write_text(text())
+    if wanted.confusion:
         title = f"mean IoU {100 * report.mean_iou:.2f} %, {report.num_images} images"
-        confusion_figure(report.matrix, report.classes, title).save(arguments.confusion)
-    if arguments.calibration:
+        _save(confusion_figure(report.matrix, report.classes, title), wanted.confusion)
+    if wanted.calibration:
         title = f"calibration error {100 * report.calibration_error:.2f} %"
-        calibration_figure(*report.reliability(), title).save(arguments.calibration)
+        _save(calibration_figure(*report.reliability(), title), wanted.calibration)
+    if worst:
+        _save(worst.sheet(), wanted.worst)
+
+
+def _save(picture: Image.Image, path: str) -> None:
+    with write_whole(path) as part:
+        picture.save(part)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

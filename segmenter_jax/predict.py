@@ -5,12 +5,12 @@ python -m segmenter_jax.predict MODEL photo.jpg folder/ clip.mp4 -o overlays/
 
 import argparse
 import collections
+import contextlib
 import glob
-import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from segmenter_jax.data.images import IMAGE_SUFFIXES
 from segmenter_jax.inference.predictor import Predictor, load
-from segmenter_jax.inference.sliding_window import Request, make_request
+from segmenter_jax.inference.sliding_window import Maps, SlidingWindow
 from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
-from segmenter_jax.pictures.video import VIDEO_SUFFIXES, VideoWriter, read_frames, video_info
+from segmenter_jax.pictures.video import VIDEO_SUFFIXES, read_frames, video_info, write_video
 from segmenter_jax.runtime.command import (
     FAILED,
     add_protocol_flags,
@@ -32,6 +32,7 @@ from segmenter_jax.runtime.command import (
     use_compilation_cache,
 )
 from segmenter_jax.runtime.errors import one_line
+from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
 
 SAVED = ("overlay", "ids", "palette", "confidence")
@@ -103,74 +104,63 @@ class _Results:
     """Writes the results of one input after the other, and remembers the classes seen.
 
     A result stands under its name only once it is complete, so that an interrupted run can go on.
+
+    Args:
+      predictor: makes the results.
+      planned: see `planned_outputs`.
+      arguments: of the command: `output`, `save`, `alpha` and `video`.
     """
 
-    def __init__(self, predictor: Predictor, arguments: argparse.Namespace):
+    def __init__(
+        self,
+        predictor: Predictor,
+        planned: Mapping[pathlib.Path, pathlib.PurePath],
+        arguments: argparse.Namespace,
+    ):
         self.folder = pathlib.Path(arguments.output).expanduser()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.maps = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
-        self._predictor, self._saved = predictor, arguments.save
-        self._alpha, self._video = arguments.alpha, arguments.video
+        self._predictor, self._planned, self._kinds = predictor, planned, arguments.save
+        self._alpha, self._video_suffix = arguments.alpha, arguments.video
         self._seen = np.zeros(len(predictor.classes), bool)
 
-    def finished(self, path: pathlib.Path, stem: pathlib.PurePath) -> bool:
+    def finished(self, path: pathlib.Path) -> bool:
         """Whether all results of an input are there."""
-        return all(self._target(kind, path, stem).exists() for kind in self._saved)
+        return all(self._target(kind, path).exists() for kind in self._kinds)
 
-    def write_picture(
-        self,
-        path: pathlib.Path,
-        stem: pathlib.PurePath,
-        image: np.ndarray,
-        maps: Mapping[str, np.ndarray],
-    ) -> None:
+    def write_picture(self, path: pathlib.Path, image: np.ndarray, maps: Maps) -> None:
         """Writes all results of a picture."""
-        for kind in self._saved:
-            _save(self._render(kind, image, maps), self._target(kind, path, stem))
+        for kind in self._kinds:
+            with write_whole(self._target(kind, path)) as part:
+                self._render(kind, image, maps).save(part, quality=92)
 
     def write_video(
-        self,
-        path: pathlib.Path,
-        stem: pathlib.PurePath,
-        frame_rate: float,
-        frames: Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]],
+        self, path: pathlib.Path, frame_rate: float, frames: Iterable[tuple[np.ndarray, Maps]]
     ) -> None:
         """Writes all results of a video: a video of overlays, folders of anything else."""
-        targets = {kind: self._target(kind, path, stem) for kind in self._saved}
+        targets = {kind: self._target(kind, path) for kind in self._kinds}
         clip = targets.pop("overlay", None)
-        partial = {kind: t.with_name(f".partial_{t.name}") for kind, t in targets.items()}
-        for folder in partial.values():
+        parts = {kind: t.with_name(f".incomplete.{t.name}") for kind, t in targets.items()}
+        for folder in parts.values():
             shutil.rmtree(folder, ignore_errors=True)
-        if clip is None:
-            self._write_frames(frames, partial, None)
-        else:
-            with VideoWriter(clip, frame_rate) as writer:
-                self._write_frames(frames, partial, writer)
-        for kind, folder in partial.items():
+            folder.mkdir(parents=True)
+        with write_video(clip, frame_rate) if clip else contextlib.nullcontext() as append:
+            for number, (image, maps) in enumerate(frames):
+                if append:
+                    append(np.asarray(self._render("overlay", image, maps)))
+                for kind, folder in parts.items():
+                    self._render(kind, image, maps).save(folder / f"{number:06d}.png")
+        for kind, folder in parts.items():
             shutil.rmtree(targets[kind], ignore_errors=True)
             folder.rename(targets[kind])
-
-    def _write_frames(
-        self,
-        frames: Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]],
-        folders: Mapping[str, pathlib.Path],
-        writer: VideoWriter | None,
-    ) -> None:
-        for number, (image, maps) in enumerate(frames):
-            if writer is not None:
-                writer.write(np.asarray(self._render("overlay", image, maps)))
-            for kind, folder in folders.items():
-                _save(self._render(kind, image, maps), folder / f"{number:06d}.png")
 
     def write_legend(self, everything: bool) -> None:
         """Writes the legend of the classes seen, or of all classes."""
         present = np.flatnonzero(self._seen | everything).tolist()
-        predictor = self._predictor
-        columns = 1 + len(present) // 30
-        picture = legend(present, predictor.classes, predictor.colors, columns)
-        _save(picture, self.folder / "legend.png")
+        predictor, columns = self._predictor, 1 + len(present) // 30
+        with write_whole(self.folder / "legend.png") as part:
+            legend(present, predictor.classes, predictor.colors, columns).save(part)
 
-    def _render(self, kind: str, image: np.ndarray, maps: Mapping[str, np.ndarray]) -> Image.Image:
+    def _render(self, kind: str, image: np.ndarray, maps: Maps) -> Image.Image:
         ids, colors = maps["ids"], self._predictor.colors
         self._seen[np.unique(ids)] = True
         if kind == "overlay":
@@ -181,76 +171,70 @@ class _Results:
             return palette_image(ids, colors)
         return grey_image(maps["confidence"])
 
-    def _target(self, kind: str, path: pathlib.Path, stem: pathlib.PurePath) -> pathlib.Path:
+    def _target(self, kind: str, path: pathlib.Path) -> pathlib.Path:
+        stem = self._planned[path]
         if not _is_video(path):
             suffix = ".jpg" if kind == "overlay" else ".png"
         elif kind == "overlay":
-            suffix = self._video or (".gif" if path.suffix.lower() == ".gif" else ".mp4")
+            suffix = self._video_suffix or (".gif" if path.suffix.lower() == ".gif" else ".mp4")
         else:
             suffix = ""
         return self.folder / kind / stem.with_name(stem.name + suffix)
 
 
-def _save(picture: Image.Image, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial_{path.name}")
-    picture.save(partial, quality=92)
-    os.replace(partial, path)
-
-
 class _Run:
-    """One call of the command: what is to do, what failed."""
+    """Segments inputs and writes their results; a bad input is reported and skipped.
 
-    def __init__(self, predictor: Predictor, results: _Results, overrides: dict[str, Any]):
-        self.predictor, self.results, self.overrides = predictor, results, overrides
-        self.settings = predictor.engine(**overrides).settings
+    Attributes:
+      failed: inputs that were skipped.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        engine: SlidingWindow,
+        outputs: tuple[str, ...],
+        results: _Results,
+    ):
+        self._predictor, self._engine, self._outputs = predictor, engine, outputs
+        self._results = results
         self.failed: list[pathlib.Path] = []
 
-    def segment_pictures(self, planned: Mapping[pathlib.Path, pathlib.PurePath]) -> None:
-        """Segments pictures, several in a batch; a bad one is reported and skipped."""
-        bar = tqdm(total=len(planned), unit="image", disable=None)
+    def segment_pictures(self, paths: Sequence[pathlib.Path]) -> None:
+        """Segments pictures, several in a batch."""
+        bar = tqdm(total=len(paths), unit="image", disable=None)
 
-        def requests() -> Iterator[Request]:
-            for path, stem in planned.items():
+        def examples() -> Iterator[dict[str, Any]]:
+            for path in paths:
                 try:
-                    yield self._request(path, stem, self.predictor.read(path))
+                    image = self._predictor.read(path)
+                    self._engine.check(image)
                 except (ValueError, OSError) as error:
                     self._report(path, error)
                     bar.update()
+                else:
+                    yield {"image": image, "path": path}
 
         with bar:
-            for (path, stem, image), maps in self._stream(requests()):
-                self.results.write_picture(path, stem, image, maps)
+            for example, maps in self._predict(examples()):
+                self._results.write_picture(example["path"], example["image"], maps)
                 bar.update()
 
-    def segment_video(self, path: pathlib.Path, stem: pathlib.PurePath) -> None:
-        """Segments a video, several frames in a batch; a bad one is reported and skipped."""
+    def segment_video(self, path: pathlib.Path) -> None:
+        """Segments a video, several frames in a batch."""
         try:
             info = video_info(path)
-            frames = (self._request(path, stem, self._frame(f)) for f in read_frames(path))
-            bar = tqdm(
-                self._stream(frames),
-                total=info.num_frames or None,
-                unit="frame",
-                desc=path.name,
-                disable=None,
-            )
-            maps = ((image, maps) for (_, _, image), maps in bar)
-            with bar:
-                self.results.write_video(path, stem, info.frame_rate, maps)
+            pictures = map(Image.fromarray, read_frames(path))
+            results = self._predict({"image": self._predictor.read(p)} for p in pictures)
+            total = info.num_frames or None
+            with tqdm(results, total=total, unit="frame", desc=path.name, disable=None) as bar:
+                frames = ((example["image"], maps) for example, maps in bar)
+                self._results.write_video(path, info.frame_rate, frames)
         except (ValueError, OSError, cv2.error) as error:
             self._report(path, error)
 
-    def _frame(self, frame: np.ndarray) -> np.ndarray:
-        return self.predictor.read(Image.fromarray(frame))
-
-    def _request(self, path: pathlib.Path, stem: pathlib.PurePath, image: np.ndarray) -> Request:
-        channels = self.predictor.description.model.in_channels
-        request = make_request({"image": image}, self.settings, channels)
-        return Request((path, stem, image), request.size, request.versions)
-
-    def _stream(self, requests: Iterator[Request]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        return self.predictor.stream(requests, self.results.maps, **self.overrides)
+    def _predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Maps]]:
+        return self._engine.predict(self._predictor.params, examples, self._outputs)
 
     def _report(self, path: pathlib.Path, error: Exception) -> None:
         self.failed.append(path)
@@ -264,27 +248,24 @@ def _command(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     planned = planned_outputs(arguments.inputs)
     predictor = load(arguments.model)
-    results = _Results(predictor, arguments)
-    run = _Run(predictor, results, protocol_overrides(arguments))
-    todo = {
-        path: stem
-        for path, stem in planned.items()
-        if arguments.overwrite or not results.finished(path, stem)
-    }
-    pictures = {path: stem for path, stem in todo.items() if not _is_video(path)}
-    if pictures:
+    engine = predictor.engine(**protocol_overrides(arguments))
+    results = _Results(predictor, planned, arguments)
+    todo = [path for path in planned if arguments.overwrite or not results.finished(path)]
+    outputs = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
+    run = _Run(predictor, engine, outputs, results)
+    if pictures := [path for path in todo if not _is_video(path)]:
         run.segment_pictures(pictures)
-    for path in todo.keys() - pictures.keys():
-        run.segment_video(path, todo[path])
+    for path in filter(_is_video, todo):
+        run.segment_video(path)
 
     done, skipped = len(todo) - len(run.failed), len(planned) - len(todo)
     if done:
-        # What the classes of finished results are is not known any more.
+        # The classes of results that were there already are not known.
         results.write_legend(everything=skipped > 0)
     before = f", {skipped} were there already" if skipped else ""
     print(
         f"{done} of {len(todo)} files segmented into {results.folder}{before} "
-        f"({run.settings.protocol()})"
+        f"({engine.settings.protocol()})"
     )
     return FAILED if run.failed else 0
 

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from segmenter_jax.conversion.download import cache_dir, download
 from segmenter_jax.data.datasets import (
@@ -26,7 +25,7 @@ from segmenter_jax.data.datasets import (
 from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
 from segmenter_jax.data.survey import Survey, records_of, survey
 from segmenter_jax.pictures import overlay
-from segmenter_jax.pictures.sheets import Entry, contact_sheet
+from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, thumbnail
 from segmenter_jax.runtime.command import FAILED, run_command
 from segmenter_jax.runtime.errors import DataError
 
@@ -187,7 +186,7 @@ class ContactSheet:
             split: set(np.linspace(0, max(count - 1, 0), _PICTURES_PER_SPLIT).astype(int).tolist())
             for split, count in counts.items()
         }
-        self._entries: dict[str, list[Entry]] = {split: [] for split in counts}
+        self._entries: dict[str, list[SheetEntry]] = {split: [] for split in counts}
 
     def add(
         self, split: str, index: int, name: str, image: np.ndarray, label: np.ndarray | None
@@ -196,10 +195,10 @@ class ContactSheet:
         if index not in self._chosen[split]:
             return
         ids = np.full(image.shape[:2], 255) if label is None else label
-        picture = Image.fromarray(overlay(image, ids, self._spec.colors))
+        picture = overlay(image, ids, self._spec.colors)
         # Shrunk here, as all are in memory until the end.
-        picture.thumbnail((_SIDE, _SIDE))
-        self._entries[split].append(Entry((np.asarray(picture),), f"{split} {name}"))
+        small = thumbnail(picture, _SIDE)
+        self._entries[split].append(SheetEntry((small,), f"{split} {name}"))
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the picture; does nothing if no record was drawn."""

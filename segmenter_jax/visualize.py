@@ -8,15 +8,18 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from PIL import Image
+
 from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.data.transforms import EvalTransform
-from segmenter_jax.inference.attention_maps import look
+from segmenter_jax.inference.attention_maps import attention_maps
 from segmenter_jax.inference.predictor import load
 from segmenter_jax.pictures import legend, overlay
 from segmenter_jax.pictures.figures import attention_figure, curves_figure
 from segmenter_jax.pictures.overlays import as_rgb
-from segmenter_jax.pictures.sheets import Entry, contact_sheet, stack
+from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, stack
 from segmenter_jax.runtime.command import run_command, use_compilation_cache
+from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.training.run_log import read_metrics
 
 
@@ -28,10 +31,10 @@ def _pixel(text: str) -> tuple[int, int]:
     return x, y
 
 
-def _attention(arguments: argparse.Namespace) -> None:
+def _attention(arguments: argparse.Namespace) -> Image.Image:
     use_compilation_cache()
     predictor = load(arguments.model)
-    seen = look(
+    shown = attention_maps(
         predictor,
         arguments.image,
         part="decoder" if arguments.decoder or arguments.class_name else "encoder",
@@ -40,35 +43,33 @@ def _attention(arguments: argparse.Namespace) -> None:
         class_name=arguments.class_name,
         rollout=arguments.rollout,
     )
-    heads = {f"head {i}": m for i, m in enumerate(seen.maps)}
+    heads = {f"head {i}": m for i, m in enumerate(shown.maps)}
     if arguments.head is not None:
-        if not 0 <= arguments.head < len(seen.maps) or arguments.rollout:
+        if not 0 <= arguments.head < len(shown.maps) or arguments.rollout:
             raise ValueError(
-                f"head must be in 0..{len(seen.maps) - 1} and not with a rollout, "
+                f"head must be in 0..{len(shown.maps) - 1} and not with a rollout, "
                 f"got {arguments.head}"
             )
         name = f"head {arguments.head}"
         maps = {name: heads[name]}
     elif len(heads) == 1:
-        maps = {"attention": seen.maps[0]}
+        maps = {"attention": shown.maps[0]}
     else:
-        maps = {"mean of the heads": seen.maps.mean(axis=0)} | heads
-    if seen.mask is not None:
-        maps = {"probability of the class": seen.mask} | maps
-    attention_figure(seen.image, maps, seen.patch_size, seen.title, seen.patch).save(
-        arguments.output
-    )
+        maps = {"mean of the heads": shown.maps.mean(axis=0)} | heads
+    if shown.mask is not None:
+        maps = {"probability of the class": shown.mask} | maps
+    return attention_figure(shown.image, maps, shown.patch_size, shown.title, shown.patch)
 
 
-def _curves(arguments: argparse.Namespace) -> None:
+def _curves(arguments: argparse.Namespace) -> Image.Image:
     paths = [pathlib.Path(run) for run in arguments.runs]
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    curves_figure(dict(zip(names, map(read_metrics, paths), strict=True))).save(arguments.output)
+    return curves_figure(dict(zip(names, map(read_metrics, paths), strict=True)))
 
 
-def _dataset(arguments: argparse.Namespace) -> None:
+def _dataset(arguments: argparse.Namespace) -> Image.Image:
     dataset = build_dataset(arguments.dataset, arguments.data_dir, arguments.source)
     spec, source = dataset.spec, dataset.source(arguments.split)
     if not 0 <= arguments.first < len(source):
@@ -83,10 +84,16 @@ def _dataset(arguments: argparse.Namespace) -> None:
         image, label = example["image"], example["label"]
         present |= {*label.ravel().tolist()} - {spec.ignore_label}
         painted = overlay(image, label, spec.colors, 0.7)
-        entries.append(Entry((as_rgb(image), painted), example["name"]))
+        entries.append(SheetEntry((as_rgb(image), painted), example["name"]))
     sheet = contact_sheet(entries, columns=2)
     names = legend(sorted(present), spec.class_names, spec.colors, 1 + len(present) // 10)
-    stack([sheet, names]).save(arguments.output)
+    return stack([sheet, names])
+
+
+def _command(arguments: argparse.Namespace) -> None:
+    picture = arguments.draw(arguments)
+    with write_whole(arguments.output) as part:
+        picture.save(part)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,9 +102,9 @@ def _parser() -> argparse.ArgumentParser:
 
     attention = commands.add_parser(
         "attention",
-        help="where a model looks in a picture",
+        help="what a model attends to in a picture",
         description="Heat maps of what the encoder's class token, a patch, or a class embedding of "
-        "the decoder looks at; every panel has its own scale.",
+        "the decoder attends to; every panel has its own scale.",
     )
     attention.add_argument("model", help="model directory, workdir of a run, or checkpoint")
     attention.add_argument("image", help="a picture")
@@ -107,19 +114,21 @@ def _parser() -> argparse.ArgumentParser:
     attention.add_argument("--head", type=int, help="from 0; default: all heads and their mean")
     who = attention.add_mutually_exclusive_group()
     who.add_argument(
-        "--patch", type=_pixel, metavar="X,Y", help="the patch around this pixel looks"
+        "--patch", type=_pixel, metavar="X,Y", help="attention of the patch around this pixel"
     )
-    who.add_argument("--cls", action="store_true", help="the class token looks; the default")
-    who.add_argument("--class", dest="class_name", metavar="NAME", help="this class's embedding")
+    who.add_argument("--cls", action="store_true", help="attention of the class token; the default")
+    who.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="attention of this class's embedding"
+    )
     attention.add_argument("--decoder", action="store_true", help="layers of the mask decoder")
     attention.add_argument("--rollout", action="store_true", help="follow all layers up to LAYER")
-    attention.set_defaults(command=_attention)
+    attention.set_defaults(draw=_attention)
 
     curves = commands.add_parser(
         "curves", help="loss, learning rate and mean IoU of runs against steps"
     )
     curves.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a run")
-    curves.set_defaults(command=_curves)
+    curves.set_defaults(draw=_curves)
 
     dataset = commands.add_parser("dataset", help="images of a dataset with their labels")
     dataset.add_argument("dataset", help="name of the dataset")
@@ -128,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     dataset.add_argument("--split", default="train", help="default: %(default)s")
     dataset.add_argument("--first", type=int, default=0, help="record to begin with, from 0")
     dataset.add_argument("--count", type=int, default=12, help="records; default: %(default)s")
-    dataset.set_defaults(command=_dataset)
+    dataset.set_defaults(draw=_dataset)
 
     for command in (attention, curves, dataset):
         command.add_argument("-o", "--output", required=True, help="file of the picture (.png)")
@@ -137,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return run_command(_parser(), lambda arguments: arguments.command(arguments), argv)
+    return run_command(_parser(), _command, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 import segmenter_jax
 from segmenter_jax import predict
 from segmenter_jax.pictures import overlay
-from segmenter_jax.pictures.video import VideoWriter, read_frames, video_info
+from segmenter_jax.pictures.video import read_frames, video_info, write_video
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 
 
@@ -200,7 +200,11 @@ def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
         (["{model}", "{tmp}/absent.jpg", "-o", "{tmp}/o"], 1, "absent.jpg: no such file or folder"),
         (["{model}", "{tmp}", "-o", "{tmp}/o"], 1, "no pictures in this folder"),
         (["{tmp}/none", "{photo}", "-o", "{tmp}/o"], 1, "none: does not exist"),
-        (["{model}", "{photo}", "-o", "{tmp}/o", "--stride", "65"], 1, "got stride=65, window=64"),
+        (
+            ["{model}", "{photo}", "-o", "{tmp}/o", "--stride", "65"],
+            1,
+            "stride=65 must be in 1..window=64",
+        ),
         (["{model}", "{photo}"], 2, "-o/--output"),
         (["{model}", "{photo}", "-o", "{tmp}/o", "--save", "mask"], 2, r"unknown results ['mask']"),
         (["{model}", "{photo}", "-o", "{tmp}/o", "--scales", "a"], 2, "'a' is not a list of num"),
@@ -289,9 +293,9 @@ def clip(tmp_path_factory):
     """60 frames of a picture that moves."""
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     wide = picture(48, 190, 4)
-    with VideoWriter(path, 30.0) as writer:
+    with write_video(path, 30.0) as append:
         for i in range(60):
-            writer.write(wide[:, 2 * i : 2 * i + 70])
+            append(wide[:, 2 * i : 2 * i + 70])
     return path
 
 
@@ -316,9 +320,9 @@ def test_videos_are_skipped_when_finished_or_bad_and_become_gifs_when_asked(
 ):
     folder, out = tmp_path / "clips", tmp_path / "out"
     folder.mkdir()
-    with VideoWriter(folder / "short.gif", 5.0) as writer:
+    with write_video(folder / "short.gif", 5.0) as append:
         for seed in (1, 2, 3):
-            writer.write(picture(40, 50, seed))
+            append(picture(40, 50, seed))
     (folder / "broken.mp4").write_bytes(b"not a video")
     arguments = (model_dir, folder, "-o", out, "--save", "overlay")
     assert run(*arguments) == 1
@@ -334,12 +338,21 @@ def test_videos_are_skipped_when_finished_or_bad_and_become_gifs_when_asked(
     assert video_info(out / "overlay" / "short.mp4").num_frames == 3
 
 
+def test_videos_are_segmented_in_the_order_of_the_inputs(model_dir, tmp_path, capsys):
+    clips = [tmp_path / f"{name}.mp4" for name in "edcba"]
+    for path in clips:
+        path.write_bytes(b"not a video")
+    assert run(model_dir, *clips, "-o", tmp_path / "out") == 1
+    skipped = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert [line.split(":")[1].strip() for line in skipped] == list(map(str, clips))
+
+
 def test_a_video_that_cannot_be_written_does_not_stop_the_rest(model_dir, tmp_path, capsys):
     folder, out = tmp_path / "clips", tmp_path / "out"
     folder.mkdir()
     for name in ("a.gif", "b.gif"):
-        with VideoWriter(folder / name, 5.0) as writer:
-            writer.write(picture(40, 50))
+        with write_video(folder / name, 5.0) as append:
+            append(picture(40, 50))
     (out / "overlay" / "a.gif").mkdir(parents=True)
     assert run(model_dir, folder, "-o", out, "--save", "overlay", "--overwrite") == 1
     assert "a.gif" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from segmenter_jax.benchmark.step import random_batch
 from segmenter_jax.data.datasets import Dataset
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.transforms import EvalTransform
-from segmenter_jax.evaluation.scoring import evaluate_split
+from segmenter_jax.evaluation.scoring import score
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
@@ -86,7 +86,8 @@ def benchmark_evaluate(
     def run() -> tuple[float, Any]:
         start = time.perf_counter()
         with contextlib.closing(eval_examples(source, EvalTransform(dataset.spec))) as examples:
-            report = evaluate_split(engine, params, examples, dataset.spec)
+            results = engine.predict(params, examples)
+            report = score(results, dataset.spec, engine.settings.protocol())
         return time.perf_counter() - start, report
 
     first_s, _ = run()

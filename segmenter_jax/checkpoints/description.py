@@ -118,7 +118,7 @@ def _per_channel(name: str, values: tuple[float, ...], channels: int) -> tuple[f
 
 
 def _check_values(d: ModelDescription) -> None:
-    num_classes, patch_size = d.model.num_classes, d.model.patch_size
+    num_classes = d.model.num_classes
     for field in ("classes", "colors"):
         if (found := len(getattr(d, field))) != num_classes:
             raise ValueError(f"{field} must have num_classes={num_classes} entries, got {found}")
@@ -129,22 +129,33 @@ def _check_values(d: ModelDescription) -> None:
         ("ignore_label", not 0 <= d.ignore_label < num_classes, "must not be one of the classes"),
         ("mean", all(map(math.isfinite, d.mean)), "must be finite"),
         ("std", all(0 < value < math.inf for value in d.std), "must be positive"),
-        ("base_size", d.base_size is None or d.base_size >= 1, "must be None or at least 1"),
-        ("aspect_bound", 1 <= d.aspect_bound < math.inf, "must be at least 1"),
-        (
-            "window",
-            d.window >= 1 and d.window % patch_size == 0,
-            f"must be a positive multiple of {patch_size=}",
-        ),
-        ("stride", 1 <= d.stride <= d.window, f"must be in 1..window={d.window}"),
     )
     for field, holds, rule in rules:
         if not holds:
             raise ValueError(f"{field}={getattr(d, field)} {rule}")
+    check_windows(d.window, d.stride, d.base_size, d.aspect_bound)
     try:
         json.dumps(d.provenance, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must hold JSON values only: {error}") from None
+
+
+def check_windows(window: int, stride: int, base_size: int | None, aspect_bound: float) -> None:
+    """Checks how images are scaled and cut; see `ModelDescription`.
+
+    Any side will do for a window: the network pads it to whole patches.
+
+    Raises:
+      ValueError: a value is outside its range; names it.
+    """
+    if window < 1:
+        raise ValueError(f"window={window} must be at least 1 pixel")
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride={stride} must be in 1..window={window}, or pixels are left out")
+    if base_size is not None and base_size < 1:
+        raise ValueError(f"base_size={base_size} must be None or at least 1")
+    if not 1 <= aspect_bound < math.inf:
+        raise ValueError(f"aspect_bound={aspect_bound} must be at least 1")
 
 
 def _check_names(cls: type, fields: Any, where: str) -> None:

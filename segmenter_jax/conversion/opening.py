@@ -20,9 +20,9 @@ from flax.traverse_util import flatten_dict
 from segmenter_jax.conversion.arrays import ArrayFile, SourceError
 from segmenter_jax.conversion.mapping import Row, Shape, their_shape, to_ours
 from segmenter_jax.models import VARIANTS, SegmenterConfig
+from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import abstract_params
-from segmenter_jax.models.segmenter import patch_grid
 
 # (their name, shape, why it has no place in a Segmenter).
 Dropped = tuple[str, Shape, str]

@@ -237,8 +237,8 @@ class SegmentationReport:
         counted = f"{totals} (%); {self.num_images} images, {self.num_pixels} pixels"
         return f"{counted}; {self.protocol}" if self.protocol else counted
 
-    def to_json(self) -> str:
-        """Everything, the confusion matrix included; NaN becomes null."""
+    def to_json(self, **more: Any) -> str:
+        """Everything, the confusion matrix included, and more fields; NaN becomes null."""
         fields = {
             "protocol": self.protocol,
             "num_images": self.num_images,
@@ -247,6 +247,7 @@ class SegmentationReport:
             "classes": self.rows(),
             **({} if self.calibration is None else {"reliability": self._reliability_rows()}),
             "confusion_matrix": self.matrix.tolist(),
+            **more,
         }
         return json.dumps(_without_nan(fields), indent=2, allow_nan=False) + "\n"
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -19,23 +18,24 @@ from segmenter_jax.evaluation.metrics import (
     confusion_matrix,
 )
 from segmenter_jax.evaluation.submission import submission_name
-from segmenter_jax.inference.sliding_window import SlidingWindow
-
-Example = Mapping[str, Any]
+from segmenter_jax.inference.sliding_window import Example, Maps
 
 
 def score(
-    results: Iterable[tuple[Example, Mapping[str, np.ndarray]]],
+    results: Iterable[tuple[Example, Maps]],
     spec: DatasetSpec,
     protocol: str,
     on_result: Callable[[Example, np.ndarray], None] | None = None,
     boundary: bool = False,
     calibration: bool = False,
 ) -> SegmentationReport:
-    """Counts predictions, wherever they come from.
+    """Counts predictions, wherever they come from, as they come.
+
+    With several processes, each gives its own examples and all get the report of all of them.
 
     Args:
-      results: examples with "label", each with its maps: "ids", and "confidence" for calibration.
+      results: examples with "label" uint8 (H, W), each with its maps as `SlidingWindow.predict`
+        gives them: "ids", and "confidence" for calibration.
       spec: classes and ignored label.
       protocol: how predictions were made.
       on_result: called with each example and its class ids (H, W).
@@ -76,7 +76,7 @@ def score(
 
 def read_predictions(
     folder: pathlib.Path, examples: Iterable[Example], spec: DatasetSpec, trained_ids: bool
-) -> Iterator[tuple[Example, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[Example, Maps]]:
     """Class ids from PNG files named after their images, as `submission_name` says.
 
     Args:
@@ -112,49 +112,6 @@ def read_predictions(
 
 def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     """Sums an int64 array over all processes, exactly; every process gets the sum."""
-    if jax.process_count() == 1:
-        return counts
-    # JAX would cut 64-bit integers to 32 bits on the way; halves survive.
-    return join_halves(multihost_utils.process_allgather(split_halves(counts))).sum(axis=0)
-
-
-def split_halves(counts: np.ndarray) -> np.ndarray:
-    """Non-negative int64 (...) -> uint32 (2, ...): low and high half."""
-    return np.stack([counts & 0xFFFFFFFF, counts >> 32]).astype(np.uint32)
-
-
-def join_halves(halves: np.ndarray) -> np.ndarray:
-    """Inverse of `split_halves` with a leading axis: uint32 (P, 2, ...) -> int64 (P, ...)."""
-    halves = np.asarray(halves).astype(np.int64)
-    return halves[:, 0] | (halves[:, 1] << 32)
-
-
-def evaluate_split(
-    engine: SlidingWindow,
-    params: Any,
-    examples: Iterable[Example],
-    spec: DatasetSpec,
-    on_result: Callable[[Example, np.ndarray], None] | None = None,
-    *,
-    boundary: bool = False,
-    calibration: bool = False,
-) -> SegmentationReport:
-    """Predicts every example at its own size and counts.
-
-    With several processes, each gives its own examples and all get the report of all of them.
-
-    Args:
-      engine: does the predictions.
-      params: the tree under "params", see `SlidingWindow.predict`.
-      examples: mappings with "image" uint8 (H, W, C) and "label" uint8 (H, W).
-      spec: classes and ignored label.
-      on_result: called with each example and its class ids (H, W).
-      boundary: also count boundaries, which takes longer.
-      calibration: also compare confidence and accuracy.
-
-    Returns:
-      The report of the whole split.
-    """
-    outputs = ("ids", "confidence") if calibration else ("ids",)
-    results = engine.predict(params, examples, outputs)
-    return score(results, spec, engine.settings.protocol(), on_result, boundary, calibration)
+    # JAX would else cut 64-bit integers to 32 bits on the way.
+    with jax.enable_x64(True):
+        return multihost_utils.process_allgather(counts[None], tiled=True).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Where a model looks: attention weights of encoder and decoder, from the same forward pass."""
+"""Attention weights of encoder and decoder, and maps of them, from the same forward pass."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segmenter_jax.inference.geometry import check_image, scaled_image
+from segmenter_jax.inference.geometry import InferenceSettings, check_image, scaled_image
 from segmenter_jax.inference.predictor import Picture, Predictor
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.config import patch_grid
@@ -42,8 +42,8 @@ def attention_weights(
 
     Returns:
       The low-resolution logits, see `Segmenter`, and float32 (B, heads, T, T), rows summing to 1:
-      row = token that looks, column = token looked at. Tokens of the encoder are the extra tokens
-      and then the patches, of the decoder the patches and then the classes.
+      row = token that attends, column = token attended to. Tokens of the encoder are the extra
+      ones and then the patches, of the decoder the patches and then the classes.
     """
     logits, state = model.apply({"params": params}, image, mutable=[ATTENTION_MAPS])
     return logits, _layer_weights(state[ATTENTION_MAPS], part, layer)
@@ -61,7 +61,7 @@ def attention_rollout(
 
     Returns:
       The logits, and float32 (B, T, T): how much of each input token (column) reaches each token
-      (row), if every layer passes on half of its input and half of what its heads look at.
+      (row), if every layer passes on half of its input and half of what its heads attend to.
 
     Source: Abnar, Zuidema, "Quantifying Attention Flow in Transformers", 2020.
     """
@@ -77,16 +77,16 @@ def attention_rollout(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """Where one token looks in a picture.
+    """Attention of one token to the patches of a picture.
 
     Attributes:
       image: uint8 (h, w, C), the picture as the network saw it.
       maps: float32 (heads, rows, columns), attention paid to every patch; one head for a rollout.
       patch_size: side of a patch, in pixels.
       title: what is shown, in words.
-      patch: (row, column) of the patch that looks; None where it is no patch.
-      mask: float32 (rows, columns), the probability of the class whose embedding looks; None where
-        it is no class.
+      patch: (row, column) of the patch whose attention it is; None where it is no patch's.
+      mask: float32 (rows, columns), the probability of the class whose attention it is; None where
+        it is no class's.
     """
 
     image: np.ndarray
@@ -97,7 +97,7 @@ class AttentionMaps:
     mask: np.ndarray | None = None
 
 
-def look(
+def attention_maps(
     predictor: Predictor,
     picture: Picture,
     *,
@@ -107,21 +107,21 @@ def look(
     class_name: str | None = None,
     rollout: bool = False,
 ) -> AttentionMaps:
-    """Where the class token, one patch or one class embedding looks in a picture.
+    """Attention of the class token, of one patch or of one class embedding to a picture.
 
-    The whole picture is seen at once, scaled as for prediction.
+    The whole picture goes through the network at once, scaled as for prediction.
 
     Args:
       predictor: the model.
       picture: as for `Predictor.predict`.
       part: "encoder" or "decoder".
       layer: from 0; negative numbers count from the last.
-      patch: (x, y) of a pixel of the picture; the patch around it looks.
-      class_name: this class's embedding looks; decoder only.
+      patch: (x, y) of a pixel of the picture: attention of the patch around it.
+      class_name: attention of this class's embedding; decoder only.
       rollout: follows the attention through all layers up to `layer`; encoder only.
 
     Returns:
-      The maps. Without `patch` and `class_name` the encoder's class token looks.
+      The maps; without `patch` and `class_name` those of the encoder's class token.
 
     Raises:
       ValueError: the layer, the class or the pixel does not exist, or the choices do not go
@@ -138,21 +138,21 @@ def look(
     first = config.num_extra_tokens if part == "encoder" else 0
     num_patches = math.prod(grid)
     cell = mask = None
-    token, who = 0, "class token"
+    token, name = 0, "class token"
     if class_name is not None:
         class_id = predictor.classes.index(class_name)
-        token, who = num_patches + class_id, f"class {class_name}"
+        token, name = num_patches + class_id, f"class {class_name}"
         mask = np.asarray(jax.nn.softmax(logits, axis=-1)[..., class_id])
     elif patch is not None:
         cell = _patch_at(patch, picture.shape[:2], image.shape[:2], config.patch_size)
-        token, who = first + cell[0] * grid[1] + cell[1], f"patch at {patch[0]}, {patch[1]}"
+        token, name = first + cell[0] * grid[1] + cell[1], f"patch at {patch[0]}, {patch[1]}"
     maps = np.asarray(weights[:, token, first : first + num_patches]).reshape(-1, *grid)
     kind = f"rollout to layer {layer}" if rollout else f"layer {layer}"
     return AttentionMaps(
         np.clip(np.rint(image), 0, 255).astype(np.uint8),
         maps,
         config.patch_size,
-        f"{part} {kind}, {who}",
+        f"{part} {kind}, {name}",
         cell,
         mask,
     )
@@ -196,7 +196,7 @@ def _check_memory(grid: tuple[int, int], num_heads: int, num_classes: int) -> No
 
 
 def _scaled_picture(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
-    settings = predictor.engine().settings
+    settings = InferenceSettings.of(predictor.description)
     check_image(picture.shape, settings, predictor.model.config.in_channels)
     return scaled_image(picture, settings, 1.0)
 

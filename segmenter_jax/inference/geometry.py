@@ -8,10 +8,13 @@ axis; it is nearly empty, so `axis_tiles` cuts it into tiles that see few patche
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 
+from segmenter_jax.checkpoints.description import ModelDescription, check_windows
 from segmenter_jax.data.transforms import rescaled_size
 from segmenter_jax.models.resampling import bilinear_taps, resize_matrix
 
@@ -30,8 +33,8 @@ class InferenceSettings:
       aspect_bound: the long side is scaled to at most `aspect_bound * base_size`.
       scales: factors on top of `base_size`, one version of the image for each.
       flip: every version is also seen flipped left to right.
-      batch_size: windows at a time, rounded up to a multiple of the devices, or on one CPU of the
-        passes that run side by side (see `lanes`); None chooses by the kind of device.
+      batch_size: windows at a time, rounded up to a multiple of the devices; None chooses by the
+        kind of device.
     """
 
     window: int
@@ -44,20 +47,32 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(float(s) for s in self.scales))
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1 pixel, got {self.window}")
-        if not 1 <= self.stride <= self.window:
-            raise ValueError(
-                f"stride must be in 1..window, or pixels would be left out; got "
-                f"stride={self.stride}, window={self.window}"
-            )
-        for field in ("base_size", "batch_size"):
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise ValueError(f"{field} must be at least 1 or None, got {value}")
-        if self.aspect_bound < 1:
-            raise ValueError(f"aspect_bound must be at least 1, got {self.aspect_bound}")
+        check_windows(self.window, self.stride, self.base_size, self.aspect_bound)
         if not self.scales or not all(0 < s < math.inf for s in self.scales):
             raise ValueError(f"scales must be positive numbers, at least one; got {self.scales}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be None or at least 1")
+
+    @classmethod
+    def of(cls, description: ModelDescription, **overrides: Any) -> "InferenceSettings":
+        """A model's own settings, single scale, but for what is given.
+
+        Args:
+          description: of the model.
+          **overrides: fields of this class. A window given without a stride keeps the model's
+            stride if it fits, and else does not overlap.
+
+        Raises:
+          ValueError: a value is outside its range.
+        """
+        window = overrides.get("window", description.window)
+        own = {
+            "window": window,
+            "stride": min(description.stride, window),
+            "base_size": description.base_size,
+            "aspect_bound": description.aspect_bound,
+        }
+        return cls(**(own | overrides))
 
     def protocol(self) -> str:
         """One line that belongs beside every number measured with these settings."""
@@ -258,3 +273,14 @@ def scaled_image(image: np.ndarray, settings: InferenceSettings, factor: float) 
         image = cv2.resize(image.astype(np.float32), cut[::-1], interpolation=cv2.INTER_LINEAR)
     # OpenCV drops a channel axis of length 1.
     return image.reshape(*cut, channels)
+
+
+def image_versions(
+    image: np.ndarray, settings: InferenceSettings
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Every version of an image (H, W, C), scaled when asked for, and whether it is flipped."""
+    for factor in settings.scales:
+        scaled = scaled_image(image, settings, factor)
+        yield scaled, False
+        if settings.flip:
+            yield scaled[:, ::-1], True

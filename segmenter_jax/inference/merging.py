@@ -8,15 +8,23 @@ at a time and only what was asked for leaves the device. All tiles have one size
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from segmenter_jax.inference.geometry import AxisGeometry, AxisTiles, axis_tiles
-from segmenter_jax.inference.lanes import Call, Lanes
+from segmenter_jax.inference.geometry import (
+    AxisGeometry,
+    AxisTiles,
+    axis_tiles,
+    window_anchors,
+)
+from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.config import patch_grid
 
 OUTPUTS = ("ids", "probs", "confidence", "entropy", "top_ids", "top_probs")
 
@@ -24,6 +32,9 @@ OUTPUTS = ("ids", "probs", "confidence", "entropy", "top_ids", "top_probs")
 # in cache; accelerators want fewer and larger pieces of work.
 _CPU_TILE = (64, 128)
 _TILE = (128, 512)
+
+# Tiles that the devices are given before the first is waited for: bounds the memory of an image.
+_TILES_AHEAD = 2
 
 
 @dataclasses.dataclass
@@ -127,28 +138,56 @@ def check_outputs(outputs: Sequence[str], top_k: int, num_classes: int) -> None:
         raise ValueError(f"top_k must be in 1..{num_classes} (classes of the model), got {top_k}")
 
 
+def read_ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
+    """Passes items on once `count` more were read, so that what each started may run meanwhile."""
+    waiting = collections.deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
 class Merger:
-    """Makes the maps of an image from the logits of its windows."""
+    """Keeps the patch logits of windows, and makes the maps of an image from them."""
 
     def __init__(
-        self, window: int, stride: int, patch_size: int, sharding: NamedSharding, lanes: Lanes
-    ):
+        self, window: int, stride: int, config: SegmenterConfig, sharding: NamedSharding
+    ) -> None:
         """Chooses the tiles.
 
         Args:
-          window, stride, patch_size: in pixels.
+          window, stride: in pixels.
+          config: of the network.
           sharding: splits the tiles of a call over the devices, one for each.
-          lanes: run the calls.
         """
-        self._lanes = lanes
+        self._window, self._stride, self._num_classes = window, stride, config.num_classes
+        self._grid = patch_grid((window, window), config.patch_size)
         self._on_cpu = next(iter(sharding.device_set)).platform == "cpu"
         self._tiles_per_call = len(sharding.device_set)
         # The leading axis counts versions.
         self._split = NamedSharding(sharding.mesh, jax.P(None, *sharding.spec))
         self._axes = [
-            AxisGeometry(window, stride, patch_size, tile)
+            AxisGeometry(window, stride, config.patch_size, tile)
             for tile in (_CPU_TILE if self._on_cpu else _TILE)
         ]
+
+    def version(self, size: tuple[int, int], flipped: bool) -> Version:
+        """A version of an image whose logits are still to come."""
+        counts = (len(window_anchors(side, self._window, self._stride)) for side in size)
+        shape = (n * patches for n, patches in zip(counts, self._grid, strict=True))
+        return Version(size, flipped, np.empty((*shape, self._num_classes), np.float32))
+
+    def collect(self, places: Sequence[tuple[Version, int, int]], logits: jax.Array) -> None:
+        """Takes in the logits of a batch of windows, as soon as they are computed.
+
+        Args:
+          places: of each window, its version, and its row and column among the windows of that.
+          logits: float32 (B, h, w, K) on the devices; what is beyond the places is padding.
+        """
+        h, w = self._grid
+        for (version, i, j), values in zip(places, jax.device_get(logits), strict=False):
+            version.logits[i * h : (i + 1) * h, j * w : (j + 1) * w] = values
 
     def __call__(
         self,
@@ -176,20 +215,13 @@ class Merger:
             )
             for axis in (0, 1)
         ]
-        tiles = [(y, x) for y in range(len(axes[0].spans)) for x in range(len(axes[1].spans))]
+        tiles = itertools.product(*(range(len(axis.spans)) for axis in axes))
+        chunks = iter(lambda: list(itertools.islice(tiles, self._tiles_per_call)), [])
+        options = outputs, top_k, self._on_cpu
+        started = ((c, _tile_maps(*self._operands(versions, axes, c), *options)) for c in chunks)
         maps: dict[str, np.ndarray] = {}
-        in_flight = collections.deque()
-        for start in range(0, len(tiles), self._tiles_per_call):
-            chunk = tiles[start : start + self._tiles_per_call]
-            operands = self._operands(versions, axes, chunk)
-            call = functools.partial(_tile_maps, *operands, outputs, top_k, self._on_cpu)
-            program = (_tile_maps, len(versions), outputs, top_k)
-            in_flight.append((chunk, self._lanes.start(program, call)))
-            # Bounds the memory that a large image takes.
-            if len(in_flight) > self._lanes.in_flight:
-                _write_tiles(maps, size, axes, *in_flight.popleft())
-        while in_flight:
-            _write_tiles(maps, size, axes, *in_flight.popleft())
+        for chunk, computed in read_ahead(started, _TILES_AHEAD):
+            _write_tiles(maps, size, axes, chunk, jax.device_get(computed))
         return maps
 
     def _operands(
@@ -212,10 +244,10 @@ def _write_tiles(
     size: tuple[int, int],
     axes: list[AxisTiles],
     chunk: list[tuple[int, int]],
-    call: Call,
+    computed: dict[str, np.ndarray],
 ) -> None:
     """Copies computed tiles to their places in the image-sized maps, made with the first tile."""
-    for name, tiles in call.result().items():
+    for name, tiles in computed.items():
         if name not in maps:
             maps[name] = np.empty((*size, *tiles.shape[3:]), tiles.dtype)
         for tile, (y, x) in zip(tiles, chunk, strict=False):

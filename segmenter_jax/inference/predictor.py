@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,30 +12,12 @@ from PIL import Image, ImageOps
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.model_dir import load_model
 from segmenter_jax.data.images import decode_image, to_8_bits
-from segmenter_jax.inference.sliding_window import InferenceSettings, Request, SlidingWindow
+from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter
 from segmenter_jax.pictures import overlay
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
-
-
-def model_settings(description: ModelDescription, **overrides: Any) -> InferenceSettings:
-    """A model's own inference settings, single scale.
-
-    Args:
-      description: of the model.
-      **overrides: fields of `InferenceSettings`. A window given without a stride keeps the stride
-        if it fits, and else does not overlap.
-    """
-    fields = {
-        "window": description.window,
-        "stride": description.stride,
-        "base_size": description.base_size,
-        "aspect_bound": description.aspect_bound,
-    }
-    if "window" in overrides:
-        fields["stride"] = min(description.stride, overrides["window"])
-    return InferenceSettings(**(fields | overrides))
 
 
 class Predictor:
@@ -80,10 +62,10 @@ class Predictor:
         return self.description.colors
 
     def engine(self, **overrides: Any) -> SlidingWindow:
-        """The inference engine with the model's settings, or others; see `model_settings`."""
+        """The inference engine with the model's settings, or others: see `InferenceSettings.of`."""
         return SlidingWindow(
             self.model,
-            model_settings(self.description, **overrides),
+            InferenceSettings.of(self.description, **overrides),
             mean=self.description.mean,
             std=self.description.std,
             devices=self._devices,
@@ -142,12 +124,6 @@ class Predictor:
         image = self.read(picture)
         ids = self.predict(image, **overrides)
         return Image.fromarray(overlay(image, ids, self.colors, alpha))
-
-    def stream(
-        self, requests: Iterable[Request], outputs: tuple[str, ...] = ("ids",), **overrides: Any
-    ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        """Runs requests; see `SlidingWindow.run`."""
-        return self.engine(**overrides).run(self.params, requests, outputs)
 
     def read(self, picture: Picture) -> np.ndarray:
         """Decodes a picture to uint8 (H, W, C) as the model takes it.

@@ -9,10 +9,10 @@ patches that a tile sees. Windows of different images share batches of one size,
 size: whatever the images, a handful of programs is compiled.
 """
 
-import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,78 +22,39 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from segmenter_jax.inference.geometry import (
     InferenceSettings,
     check_image,
+    image_versions,
     round_up,
-    scaled_image,
     window_anchors,
 )
-from segmenter_jax.inference.lanes import Call, Lanes
-from segmenter_jax.inference.merging import Merger, Version, check_outputs
+from segmenter_jax.inference.merging import Merger, Version, check_outputs, read_ahead
 from segmenter_jax.models import Segmenter
-from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import normalize
 
+Example = Mapping[str, Any]
+Maps = dict[str, np.ndarray]
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One image to segment, as versions that are made when their turn comes.
-
-    Attributes:
-      example: anything; handed back with the result.
-      size: (H, W) of the output, in pixels.
-      versions: pairs of an image uint8 or float32 (h, w, C) with values in 0..255, no side shorter
-        than the window, and whether it is flipped left to right.
-    """
-
-    example: Any
-    size: tuple[int, int]
-    versions: Iterable[tuple[np.ndarray, bool]]
+# Batches that the devices are given before the first is waited for.
+_BATCHES_AHEAD = 2
 
 
-def make_request(example: Mapping[str, Any], settings: InferenceSettings, channels: int) -> Request:
-    """The request for one example.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Image:
+    """An example, and its versions that were cut so far."""
 
-    Args:
-      example: has an "image" uint8 or float32 (H, W, C), values in 0..255.
-      settings: how the image is scaled.
-      channels: that the model takes.
-
-    Raises:
-      ValueError: the image has a wrong shape, or would become too large.
-    """
-    image = example["image"]
-    check_image(image.shape, settings, channels)
-
-    def versions() -> Iterator[tuple[np.ndarray, bool]]:
-        for factor in settings.scales:
-            scaled = scaled_image(image, settings, factor)
-            yield scaled, False
-            if settings.flip:
-                yield scaled[:, ::-1], True
-
-    return Request(example, image.shape[:2], versions())
-
-
-@dataclasses.dataclass
-class _Job:
-    """A request whose windows are on their way."""
-
-    request: Request
+    example: Example
     versions: list[Version] = dataclasses.field(default_factory=list)
-    pending: int = 0
-    all_cut: bool = False
-
-    @property
-    def ready(self) -> bool:
-        return self.all_cut and not self.pending
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Window:
-    """A window's pixels, and the part of its version's logits that it fills."""
+    """The pixels of a window, and its place: row and column among the windows of its version.
 
-    image: np.ndarray
-    job: _Job
-    target: np.ndarray
+    The last window of an image names it: batches come back in order, so the image is complete then.
+    """
+
+    pixels: np.ndarray
+    place: tuple[Version, int, int]
+    completes: _Image | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mean", "std"))
@@ -137,21 +98,17 @@ class SlidingWindow:
         mesh = Mesh(np.array(devices), ("batch",))
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._lanes = Lanes(devices, settings.batch_size)
-        on_cpu = devices[0].platform == "cpu"
-        batch_size = settings.batch_size or (1 if on_cpu else 8 * len(devices))
-        self._batch_size = round_up(-(-batch_size // self._lanes.count), len(devices))
-        patch_size = model.config.patch_size
-        self.merge = Merger(settings.window, settings.stride, patch_size, self._split, self._lanes)
-        self._grid = patch_grid((settings.window, settings.window), patch_size)
+        windows_at_a_time = 1 if devices[0].platform == "cpu" else 8 * len(devices)
+        self._batch_size = round_up(settings.batch_size or windows_at_a_time, len(devices))
+        self.merge = Merger(settings.window, settings.stride, model.config, self._split)
 
     def predict(
         self,
         params: Any,
-        examples: Iterable[Mapping[str, Any]],
+        examples: Iterable[Example],
         outputs: tuple[str, ...] = ("ids",),
         top_k: int = 1,
-    ) -> Iterator[tuple[Mapping[str, Any], dict[str, np.ndarray]]]:
+    ) -> Iterator[tuple[Example, Maps]]:
         """Segments images, in order, reading them as they are needed.
 
         Args:
@@ -169,48 +126,24 @@ class SlidingWindow:
         Raises:
           ValueError: an output is unknown, or an image has a wrong shape or size.
         """
-        channels = self.model.config.in_channels
-        requests = (make_request(example, self.settings, channels) for example in examples)
-        return self.run(params, requests, outputs, top_k)
-
-    def run(
-        self,
-        params: Any,
-        requests: Iterable[Request],
-        outputs: tuple[str, ...] = ("ids",),
-        top_k: int = 1,
-    ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        """As `predict`, for images that were scaled by the caller."""
         check_outputs(outputs, top_k, self.model.config.num_classes)
+        return self._results(self.place(params), examples, outputs, top_k)
 
-        def finish(job: _Job) -> tuple[Any, dict[str, np.ndarray]]:
-            maps = self.merge(job.versions, job.request.size, outputs, top_k)
-            return job.request.example, maps
+    def _results(
+        self, params: Any, examples: Iterable[Example], outputs: tuple[str, ...], top_k: int
+    ) -> Iterator[tuple[Example, Maps]]:
+        windows = itertools.chain.from_iterable(map(self._cut, examples))
+        batches = iter(lambda: list(itertools.islice(windows, self._batch_size)), [])
+        started = ((batch, self._logits(params, batch)) for batch in batches)
+        for batch, logits in read_ahead(started, _BATCHES_AHEAD):
+            self.merge.collect([window.place for window in batch], logits)
+            for image in (window.completes for window in batch if window.completes):
+                size = image.example["image"].shape[:2]
+                yield image.example, self.merge(image.versions, size, outputs, top_k)
 
-        return self._run(self.place(params), requests, finish)
-
-    def _run(
-        self,
-        params: Any,
-        requests: Iterable[Request],
-        finish: Callable[[_Job], tuple[Any, dict[str, np.ndarray]]],
-    ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        jobs: collections.deque[_Job] = collections.deque()
-        in_flight: collections.deque[tuple[Call, list[_Window]]] = collections.deque()
-        try:
-            for windows in self._batches(requests, jobs):
-                in_flight.append((self._start(params, windows), windows))
-                if len(in_flight) > self._lanes.in_flight:
-                    _collect(*in_flight.popleft())
-                while jobs and jobs[0].ready:
-                    yield finish(jobs.popleft())
-            while in_flight:
-                _collect(*in_flight.popleft())
-                while jobs and jobs[0].ready:
-                    yield finish(jobs.popleft())
-        finally:
-            for call, _ in in_flight:
-                call.cancel()
+    def check(self, image: np.ndarray) -> None:
+        """Raises ValueError for an image of a wrong shape, or that would become too large."""
+        check_image(image.shape, self.settings, self.model.config.in_channels)
 
     def place(self, params: Any) -> Any:
         """Copies parameters to the engine's devices; costs nothing where they are there already."""
@@ -223,55 +156,32 @@ class SlidingWindow:
 
         return jax.device_put(jax.tree.map(local, params), self._replicated)
 
-    def _batches(
-        self, requests: Iterable[Request], jobs: collections.deque[_Job]
-    ) -> Iterator[list[_Window]]:
-        batch = []
-        for request in requests:
-            job = _Job(request)
-            jobs.append(job)
-            for window in self._cut(job):
-                batch.append(window)
-                if len(batch) == self._batch_size:
-                    yield batch
-                    batch = []
-            job.all_cut = True
-        if batch:
-            yield batch
+    def versions(self, example: Example) -> Iterator[tuple[np.ndarray, bool]]:
+        """The scaled and flipped versions of an example's image; see `image_versions`."""
+        self.check(example["image"])
+        return image_versions(example["image"], self.settings)
 
-    def _cut(self, job: _Job) -> Iterator[_Window]:
-        config, window, stride = self.model.config, self.settings.window, self.settings.stride
-        grid = self._grid
-        for image, flipped in job.request.versions:
-            anchors = [window_anchors(side, window, stride) for side in image.shape[:2]]
-            shape = [len(a) * n for a, n in zip(anchors, grid, strict=True)]
-            logits = np.empty((*shape, config.num_classes), np.float32)
-            job.versions.append(Version(image.shape[:2], flipped, logits))
-            # Counted before the first is handed out: the job must not look ready in between.
-            job.pending += len(anchors[0]) * len(anchors[1])
-            for i, top in enumerate(anchors[0]):
-                for j, left in enumerate(anchors[1]):
-                    yield _Window(
-                        image[top : top + window, left : left + window],
-                        job,
-                        logits[i * grid[0] : (i + 1) * grid[0], j * grid[1] : (j + 1) * grid[1]],
-                    )
+    def _cut(self, example: Example) -> Iterator[_Window]:
+        """All windows of all versions of an image, each version scaled when its turn comes."""
+        image, side, stride = _Image(example), self.settings.window, self.settings.stride
+        previous = None
+        for pixels, flipped in self.versions(example):
+            tops, lefts = (window_anchors(n, side, stride) for n in pixels.shape[:2])
+            version = self.merge.version(pixels.shape[:2], flipped)
+            image.versions.append(version)
+            for (row, top), (column, left) in itertools.product(enumerate(tops), enumerate(lefts)):
+                if previous is not None:
+                    yield previous
+                window = pixels[top : top + side, left : left + side]
+                previous = _Window(window, (version, row, column))
+        yield dataclasses.replace(previous, completes=image)
 
-    def _start(self, params: Any, windows: list[_Window]) -> Call:
+    def _logits(self, params: Any, windows: list[_Window]) -> jax.Array:
+        """Starts the forward pass of a batch, filled up with zeros: (B, h, w, K) on the devices."""
         # Enlarged images are float; all others travel as bytes.
-        dtype = np.result_type(*(w.image for w in windows))
-        batch = np.zeros((self._batch_size, *windows[0].image.shape), dtype)
+        dtype = np.result_type(*(window.pixels for window in windows))
+        batch = np.zeros((self._batch_size, *windows[0].pixels.shape), dtype)
         for slot, window in zip(batch, windows, strict=False):
-            slot[:] = window.image
-
-        def forward() -> jax.Array:
-            placed = jax.device_put(batch, self._split)
-            return _forward(params, placed, self.model, self._mean, self._std)
-
-        return self._lanes.start((_forward, dtype), forward)
-
-
-def _collect(call: Call, windows: list[_Window]) -> None:
-    for window, values in zip(windows, call.result(), strict=False):
-        window.target[:] = values
-        window.job.pending -= 1
+            slot[:] = window.pixels
+        placed = jax.device_put(batch, self._split)
+        return _forward(params, placed, self.model, self._mean, self._std)

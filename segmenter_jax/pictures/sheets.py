@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,14 +13,21 @@ _GAP = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Entry:
+class SheetEntry:
     """One place of a contact sheet: pictures uint8 (H, W, 3) side by side, and what they are."""
 
     pictures: Sequence[np.ndarray]
     caption: str
 
 
-def contact_sheet(entries: Sequence[Entry], columns: int, width: int = 240) -> Image.Image:
+def thumbnail(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture uint8 (H, W, 3) scaled so that its longer side is `side` pixels."""
+    scale = side / max(picture.shape[:2])
+    size = tuple(max(round(n * scale), 1) for n in picture.shape[1::-1])
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def contact_sheet(entries: Sequence[SheetEntry], columns: int, width: int = 240) -> Image.Image:
     """Arranges pictures in rows, each scaled into a square box above its caption.
 
     Args:
@@ -33,7 +41,7 @@ def contact_sheet(entries: Sequence[Entry], columns: int, width: int = 240) -> I
     font = ImageFont.load_default(_FONT_SIZE)
     columns = min(columns, len(entries))
     parts = len(entries[0].pictures)
-    boxes = [[_fit(p, width) for p in entry.pictures] for entry in entries]
+    boxes = [[Image.fromarray(thumbnail(p, width)) for p in entry.pictures] for entry in entries]
     rows = [range(i, min(i + columns, len(entries))) for i in range(0, len(entries), columns)]
     heights = [max(p.height for i in row for p in boxes[i]) + _CAPTION_HEIGHT for row in rows]
     cell = parts * (width + 2) + _GAP
@@ -64,13 +72,6 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
         whole.paste(picture, (0, top))
         top += picture.height
     return whole
-
-
-def _fit(picture: np.ndarray, side: int) -> Image.Image:
-    image = Image.fromarray(picture)
-    scale = side / max(image.size)
-    size = tuple(max(round(s * scale), 1) for s in image.size)
-    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

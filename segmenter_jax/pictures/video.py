@@ -1,16 +1,18 @@
 """Videos and animated GIFs, frame by frame."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 from PIL import Image, ImageSequence
 
 from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.files import write_whole
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".webm", ".mov", ".avi", ".mkv", ".gif")
 WRITTEN_SUFFIXES = (".mp4", ".gif")
@@ -69,68 +71,53 @@ def read_frames(path: os.PathLike | str) -> Iterator[np.ndarray]:
         raise DataError(f"{path}: no frame of this video can be decoded")
 
 
-class VideoWriter:
-    """Writes a video that exists under its name only when it is complete.
+@contextlib.contextmanager
+def write_video(
+    path: os.PathLike | str, frame_rate: float
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Writes a video, which exists under its name only once the block has ended well.
 
-    As a context manager; on an exception nothing is left behind. MP4 files have even sides: a last
-    row or column is repeated where a side is odd.
+    MP4 files have even sides: a last row or column is repeated where a side is odd.
+
+    Args:
+      path: ends in ".mp4" or ".gif".
+      frame_rate: frames per second.
+
+    Yields:
+      What appends a frame, uint8 (H, W, 3), RGB; all have one size, and there is at least one.
+
+    Raises:
+      ValueError: the name ends otherwise.
+      OSError: the file cannot be written.
     """
+    suffix = pathlib.Path(path).suffix
+    if suffix not in WRITTEN_SUFFIXES:
+        raise ValueError(f"{path}: videos are written as {' or '.join(WRITTEN_SUFFIXES)}")
+    with write_whole(path) as part:
+        if suffix == ".gif":
+            # With a palette each, frames wait for the end at a byte per pixel.
+            frames: list[Image.Image] = []
+            yield lambda frame: frames.append(Image.fromarray(frame).quantize(256))
+            timing = {"duration": round(1000 / frame_rate), "loop": 0}
+            frames[0].save(part, save_all=True, append_images=frames[1:], **timing)
+        else:
+            writer = cv2.VideoWriter()
+            try:
+                yield functools.partial(_append_mp4, writer, part, frame_rate)
+            finally:
+                writer.release()
 
-    def __init__(self, path: os.PathLike | str, frame_rate: float):
-        """Checks the name; the file is opened with the first frame.
 
-        Args:
-          path: ends in ".mp4" or ".gif".
-          frame_rate: frames per second.
-
-        Raises:
-          ValueError: the name ends otherwise.
-        """
-        self._path = pathlib.Path(path)
-        if self._path.suffix not in WRITTEN_SUFFIXES:
-            raise ValueError(f"{path}: videos are written as {' or '.join(WRITTEN_SUFFIXES)}")
-        self._rate = frame_rate
-        self._partial = self._path.with_name(f".partial_{self._path.name}")
-        self._gif_frames: list[Image.Image] = []
-        self._writer: cv2.VideoWriter | None = None
-
-    def __enter__(self) -> "VideoWriter":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        """Appends a frame, uint8 (H, W, 3), RGB; all have one size."""
-        if self._path.suffix == ".gif":
-            # With a palette each, a frame waits for the end at a byte per pixel.
-            self._gif_frames.append(Image.fromarray(frame).quantize(256))
-            return
-        height, width = frame.shape[:2]
-        frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self._writer is None:
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            size = frame.shape[1::-1]
-            self._writer = cv2.VideoWriter(str(self._partial), codec, self._rate, size)
-            if not self._writer.isOpened():
-                raise OSError(f"{self._path}: cannot be written")
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        if kind is None and self._gif_frames:
-            first, *rest = self._gif_frames
-            milliseconds = round(1000 / self._rate)
-            first.save(
-                self._partial, save_all=True, append_images=rest, duration=milliseconds, loop=0
-            )
-        if kind is None and self._partial.exists():
-            self._partial.replace(self._path)
-        self._partial.unlink(missing_ok=True)
+def _append_mp4(
+    writer: cv2.VideoWriter, path: os.PathLike, frame_rate: float, frame: np.ndarray
+) -> None:
+    height, width = frame.shape[:2]
+    frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    if not writer.isOpened():
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        if not writer.open(os.fspath(path), codec, frame_rate, frame.shape[1::-1]):
+            raise OSError(f"{path}: cannot be written")
+    writer.write(np.ascontiguousarray(frame[..., ::-1]))
 
 
 def _is_gif(path: os.PathLike | str) -> bool:

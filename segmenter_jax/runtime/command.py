@@ -1,6 +1,7 @@
-"""What the argparse command lines share: exit codes and how failures are told."""
+"""What the argparse command lines share: exit codes, error lines, flags of inference."""
 
 import argparse
+import functools
 import os
 import pathlib
 import sys
@@ -27,8 +28,8 @@ def run_command(
       argv: arguments; None takes those of the process.
 
     Returns:
-      The command's code; 1 after a failure, which is told in one line unless `--debug` asks for
-      the traceback. Wrong usage leaves with code 2, as argparse does.
+      The command's code; 1 after a failure, which is printed as one line unless `--debug` asks
+      for the traceback. Wrong usage leaves with code 2, as argparse does.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -68,20 +69,18 @@ def scale_list(text: str) -> tuple[float, ...]:
 
 def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that override a model's own inference settings."""
-    parser.add_argument("--window", type=int, help="side of the windows, in pixels")
-    parser.add_argument("--stride", type=int, help="stride of the windows, in pixels")
-    parser.add_argument(
-        "--scales", type=scale_list, default=(1.0,), help="for example 0.5,0.75,1,1.25,1.5,1.75"
-    )
-    parser.add_argument("--flip", action="store_true", help="also average flipped versions")
-    parser.add_argument("--native", action="store_true", help="do not scale to the base size")
-    parser.add_argument("--batch_size", type=int, help="windows at a time")
+    # A flag that is not given leaves no trace, so that the model's own value holds.
+    add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
+    add("--window", type=int, help="side of the windows, in pixels")
+    add("--stride", type=int, help="stride of the windows, in pixels")
+    add("--scales", type=scale_list, help="for example 0.5,0.75,1,1.25,1.5,1.75; default: 1")
+    add("--flip", action="store_true", help="also average flipped versions")
+    help_native = "do not scale to the base size"
+    add("--native", dest="base_size", action="store_const", const=None, help=help_native)
+    add("--batch_size", type=int, help="windows at a time")
 
 
 def protocol_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fields of `InferenceSettings` that the flags of `add_protocol_flags` ask for."""
-    fields = {name: getattr(arguments, name) for name in ("window", "stride", "batch_size")}
-    overrides = {name: value for name, value in fields.items() if value is not None}
-    if arguments.native:
-        overrides["base_size"] = None
-    return overrides | {"scales": arguments.scales, "flip": arguments.flip}
+    """Fields of `InferenceSettings` that were given by the flags of `add_protocol_flags`."""
+    names = ("window", "stride", "scales", "flip", "base_size", "batch_size")
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}

@@ -14,7 +14,6 @@ from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import TrainTransform
 from segmenter_jax.inference.geometry import InferenceSettings
-from segmenter_jax.inference.predictor import model_settings
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
@@ -184,7 +183,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     with _group("loss"):
         options = make_options(config, description)
     with _group("eval"):
-        settings = model_settings(description, batch_size=config.eval.batch_size)
+        settings = InferenceSettings.of(description, batch_size=config.eval.batch_size)
     return Experiment(
         config=config,
         dataset=dataset,

@@ -16,7 +16,7 @@ from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, load_description
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.evaluation.metrics import SegmentationReport
-from segmenter_jax.evaluation.scoring import evaluate_split
+from segmenter_jax.evaluation.scoring import score
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.pictures import overlay
 from segmenter_jax.runtime.console import logger
@@ -91,7 +91,8 @@ class Validation:
         with contextlib.closing(examples):
             on_result = self._picture_writer(step)
             wanted = itertools.takewhile(lambda _: stop.received is None, examples)
-            return evaluate_split(self._engine, params, wanted, spec, on_result)
+            results = self._engine.predict(params, wanted)
+            return score(results, spec, self._engine.settings.protocol(), on_result)
 
     def _picture_writer(self, step: int) -> Callable[[Mapping[str, Any], np.ndarray], None]:
         """Writes the first examples, as image, label and prediction side by side."""

@@ -212,7 +212,7 @@ BAD_VALUES = [
     ({"std": (0.0, 1.0, 1.0)}, "must be positive"),
     ({"mean": (float("nan"),)}, "must be finite"),
     ({"mean": (0.1, 0.2)}, "mean must have 1, 3 or in_channels=3 values, got 2"),
-    ({"window": 50}, "window=50 must be a positive multiple of patch_size=16"),
+    ({"window": 0}, "window=0 must be at least 1 pixel"),
     ({"stride": 65}, r"stride=65 must be in 1..window=64"),
     ({"base_size": 0}, "base_size=0 must be None or at least 1"),
     ({"aspect_bound": 0.5}, "aspect_bound=0.5 must be at least 1"),

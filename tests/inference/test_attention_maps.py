@@ -4,7 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from segmenter_jax.inference.attention_maps import attention_rollout, attention_weights, look
+from segmenter_jax.inference.attention_maps import (
+    attention_maps,
+    attention_rollout,
+    attention_weights,
+)
 from segmenter_jax.inference.predictor import Predictor
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import normalize
@@ -39,38 +43,40 @@ def picture():
     return np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
 
 
-def network_input(predictor, seen):
+def network_input(predictor, shown):
     d = predictor.description
-    return normalize(seen.image[None], None, d.mean, d.std)
+    return normalize(shown.image[None], None, d.mean, d.std)
 
 
 def test_a_patch_looks_from_where_its_pixel_lands(predictor, picture):
-    seen = look(predictor, picture, layer=1, patch=(47, 0))
-    assert seen.image.shape == (64, 96, 3) and seen.patch == (0, 5)
-    assert seen.maps.shape == (2, 4, 6) and seen.mask is None
-    assert seen.title == "encoder layer 1, patch at 47, 0"
-    inputs = predictor.model, predictor.params, network_input(predictor, seen)
+    shown = attention_maps(predictor, picture, layer=1, patch=(47, 0))
+    assert shown.image.shape == (64, 96, 3) and shown.patch == (0, 5)
+    assert shown.maps.shape == (2, 4, 6) and shown.mask is None
+    assert shown.title == "encoder layer 1, patch at 47, 0"
+    inputs = predictor.model, predictor.params, network_input(predictor, shown)
     _, weights = attention_weights(*inputs, "encoder", 1)
-    np.testing.assert_allclose(seen.maps.reshape(2, 24), weights[0, :, 1 + 5, 1:], atol=1e-4)
+    np.testing.assert_allclose(shown.maps.reshape(2, 24), weights[0, :, 1 + 5, 1:], atol=1e-4)
 
 
-def test_class_token_and_class_embeddings_look(predictor, picture):
-    token = look(predictor, picture)
+def test_class_token_and_class_embeddings_attention_maps(predictor, picture):
+    token = attention_maps(predictor, picture)
     assert token.title == "encoder layer 1, class token" and token.patch is None
     inputs = predictor.model, predictor.params, network_input(predictor, token)
     _, weights = attention_weights(*inputs, "encoder", 1)
     np.testing.assert_allclose(token.maps.reshape(2, 24), weights[0, :, 0, 1:], atol=1e-4)
 
-    car = look(predictor, picture, part="decoder", layer=0, class_name="car")
+    car = attention_maps(predictor, picture, part="decoder", layer=0, class_name="car")
     logits, weights = attention_weights(*inputs, "decoder", 0)
     np.testing.assert_allclose(car.maps.reshape(-1, 24), weights[0, :, 24 + 3, :24], atol=1e-4)
     np.testing.assert_allclose(car.mask, jax.nn.softmax(logits[0])[..., 3], atol=1e-4)
 
 
 def test_rollout_multiplies_the_layers(predictor, picture):
-    seen = look(predictor, picture, rollout=True)
-    assert seen.maps.shape == (1, 4, 6) and seen.title == "encoder rollout to layer 1, class token"
-    inputs = predictor.model, predictor.params, network_input(predictor, seen)
+    shown = attention_maps(predictor, picture, rollout=True)
+    assert (
+        shown.maps.shape == (1, 4, 6) and shown.title == "encoder rollout to layer 1, class token"
+    )
+    inputs = predictor.model, predictor.params, network_input(predictor, shown)
     steps = [
         0.5 * np.asarray(attention_weights(*inputs, "encoder", i)[1])[0].mean(0) + 0.5 * np.eye(25)
         for i in (0, 1)
@@ -94,12 +100,12 @@ def test_rollout_multiplies_the_layers(predictor, picture):
 )
 def test_wrong_choices_are_refused(predictor, picture, choices, message):
     with pytest.raises(ValueError, match=message):
-        look(predictor, picture, **choices)
+        attention_maps(predictor, picture, **choices)
 
 
 def test_linear_decoders_have_no_attention(picture):
     name = "segm_linear_distilled"
     linear = Predictor(golden_description(model=golden_config(name)), golden_params(name))
     with pytest.raises(ValueError, match="is 'linear' and has no attention"):
-        look(linear, picture, part="decoder", class_name="car")
-    assert look(linear, picture).maps.shape == (2, 4, 6)
+        attention_maps(linear, picture, part="decoder", class_name="car")
+    assert attention_maps(linear, picture).maps.shape == (2, 4, 6)

@@ -18,6 +18,7 @@ from segmenter_jax.inference.geometry import (
     window_anchors,
 )
 from segmenter_jax.models.resampling import resize_matrix
+from tests.models_on_disk import golden_description
 
 
 @pytest.mark.parametrize(
@@ -154,11 +155,11 @@ def test_images_of_another_shape_are_refused(shape):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"window": 0}, "window must be at least 1 pixel, got 0"),
-        ({"stride": 65}, r"stride must be in 1\.\.window.* got stride=65, window=64"),
-        ({"base_size": 0}, "base_size must be at least 1 or None, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1 or None, got 0"),
-        ({"aspect_bound": 0.5}, "aspect_bound must be at least 1, got 0.5"),
+        ({"window": 0}, "window=0 must be at least 1 pixel"),
+        ({"stride": 65}, r"stride=65 must be in 1\.\.window=64"),
+        ({"base_size": 0}, "base_size=0 must be None or at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be None or at least 1"),
+        ({"aspect_bound": 0.5}, "aspect_bound=0.5 must be at least 1"),
         ({"scales": ()}, "scales must be positive numbers, at least one"),
         ({"scales": (1, -1)}, "scales must be positive numbers"),
     ],
@@ -166,6 +167,25 @@ def test_images_of_another_shape_are_refused(shape):
 def test_wrong_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         InferenceSettings(**({"window": 64, "stride": 64} | fields))
+
+
+def test_settings_are_the_models_own_but_for_what_is_given():
+    description = golden_description(window=64, stride=48, base_size=80)
+    own = InferenceSettings.of(description)
+    assert own == InferenceSettings(64, 48, 80, aspect_bound=4.0)
+    given = {"base_size": None, "scales": (0.5, 1), "flip": True, "batch_size": 2}
+    assert InferenceSettings.of(description, **given) == InferenceSettings(64, 48, **given)
+    # A stride is kept where it fits.
+    assert InferenceSettings.of(description, window=50).stride == 48
+    assert InferenceSettings.of(description, window=40).stride == 40
+    with pytest.raises(ValueError, match=r"stride=50 must be in 1\.\.window=40"):
+        InferenceSettings.of(description, window=40, stride=50)
+
+
+def test_a_window_need_not_be_whole_patches_of_a_model_either():
+    # Of 16 pixels; `golden_description` checks the model's own window.
+    assert InferenceSettings.of(golden_description(window=50, stride=50)).window == 50
+    assert InferenceSettings.of(golden_description(), window=50).window == 50
 
 
 def test_protocol_names_what_a_number_depends_on():

@@ -16,7 +16,8 @@ PEAK_MEMORY = """
 import resource
 import sys
 import numpy as np
-from segmenter_jax.inference.sliding_window import InferenceSettings, SlidingWindow
+from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from tests.soak.inference_speed import VIT, random_params
 height, width = map(int, sys.argv[1:])

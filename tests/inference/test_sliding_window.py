@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmenter_jax.inference.geometry import scaled_image, window_anchors
+from segmenter_jax.inference.geometry import InferenceSettings, scaled_image, window_anchors
 from segmenter_jax.inference.merging import OUTPUTS
-from segmenter_jax.inference.sliding_window import InferenceSettings, Request, SlidingWindow
+from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter
 from tests.compilations import compilations
 from tests.golden_params import NAMES, golden_config, golden_params
@@ -25,18 +25,26 @@ def one_device():
     return jax.local_devices()[:1]
 
 
+class GivenVersions(SlidingWindow):
+    """The engine, for images that come scaled already."""
+
+    def versions(self, example):
+        return iter(example["versions"])
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def golden(request, golden_dir):
     """Engine, parameters and the golden arrays of one network."""
     model = Segmenter(golden_config(request.param))
     settings = InferenceSettings(window=64, stride=48, batch_size=4)
-    engine = SlidingWindow(model, settings, devices=one_device(), **IDENTITY)
+    engine = GivenVersions(model, settings, devices=one_device(), **IDENTITY)
     with np.load(golden_dir / f"{request.param}.npz") as arrays:
         return engine, golden_params(request.param), dict(arrays)
 
 
 def probabilities(engine, params, size, versions):
-    ((_, maps),) = engine.run(params, [Request(None, size, versions)], ("ids", "probs"))
+    example = {"image": np.empty((*size, 3)), "versions": versions}
+    ((_, maps),) = engine.predict(params, [example], ("ids", "probs"))
     np.testing.assert_array_equal(maps["ids"], maps["probs"].argmax(-1))
     return maps["probs"]
 

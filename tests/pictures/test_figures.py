@@ -8,7 +8,7 @@ from segmenter_jax.pictures.figures import (
     confusion_figure,
     curves_figure,
 )
-from segmenter_jax.pictures.sheets import Entry, contact_sheet, stack
+from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, stack
 
 
 def colors_of(picture):
@@ -46,7 +46,7 @@ def test_calibration_figure_takes_empty_bins():
 def test_contact_sheets_hold_every_picture():
     reds = [np.full((20, 30 + 10 * i, 3), (200 + i, 0, 0), np.uint8) for i in range(3)]
     names = ("short", "a name that is much too long for the place that it has", "")
-    entries = [Entry((red, red), name) for red, name in zip(reds, names, strict=True)]
+    entries = [SheetEntry((red, red), name) for red, name in zip(reds, names, strict=True)]
     sheet = contact_sheet(entries, columns=2, width=60)
     assert {(200, 0, 0), (201, 0, 0), (202, 0, 0)} <= colors_of(sheet)
     assert contact_sheet(entries, columns=3, width=60).height < sheet.height

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segmenter_jax.pictures.video import VideoWriter, read_frames, video_info
+from segmenter_jax.pictures.video import read_frames, video_info, write_video
 
 
 def moving_bar(num_frames, height, width):
@@ -15,9 +15,9 @@ def moving_bar(num_frames, height, width):
 
 
 def write(path, rate, frames):
-    with VideoWriter(path, rate) as writer:
+    with write_video(path, rate) as append:
         for frame in frames:
-            writer.write(frame)
+            append(frame)
     return path
 
 
@@ -40,9 +40,10 @@ def test_odd_sides_of_mp4_files_are_made_even(tmp_path):
 
 
 def test_nothing_is_left_of_a_video_that_failed(tmp_path):
-    with pytest.raises(RuntimeError, match="stop"), VideoWriter(tmp_path / "c.mp4", 10) as writer:
-        writer.write(np.zeros((32, 32, 3), np.uint8))
-        raise RuntimeError("stop")
+    for name in ("c.mp4", "c.gif"):
+        with pytest.raises(RuntimeError, match="stop"), write_video(tmp_path / name, 10) as append:
+            append(np.zeros((32, 32, 3), np.uint8))
+            raise RuntimeError("stop")
     assert not list(tmp_path.iterdir())
 
 
@@ -58,4 +59,4 @@ def test_files_that_are_no_videos_are_named(tmp_path, name):
 
 def test_other_formats_are_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"clip\.avi: videos are written as \.mp4 or \.gif"):
-        VideoWriter(tmp_path / "clip.avi", 10)
+        write(tmp_path / "clip.avi", 10, [])

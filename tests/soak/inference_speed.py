@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from segmenter_jax.inference.geometry import scaled_image, window_anchors
+from segmenter_jax.inference.geometry import (
+    InferenceSettings,
+    image_versions,
+    scaled_image,
+    window_anchors,
+)
 from segmenter_jax.inference.merging import Merger, Version
-from segmenter_jax.inference.sliding_window import InferenceSettings, SlidingWindow, make_request
+from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from tests.compilations import compilations
 
@@ -116,7 +121,7 @@ def tail_share(scales: tuple[float, ...], flip: bool, repeats: int = 3) -> dict:
     batch = np.zeros((1, 512, 512, 3), np.float32)
     versions, windows = [], 0
     rng = np.random.default_rng(0)
-    for scaled, flipped in make_request({"image": image}, settings, 3).versions:
+    for scaled, flipped in image_versions(image, settings):
         counts = [len(window_anchors(s, 512, 512)) for s in scaled.shape[:2]]
         windows += counts[0] * counts[1]
         logits = rng.normal(size=(counts[0] * 32, counts[1] * 32, 150)).astype(np.float32)
