@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one training as several processes on this machine, as a cluster would.
 #
-#   launch/local_processes.sh NUM_PROCESSES --config=configs/quickstart.py --workdir=runs/two ...
+#   launch/local_processes.sh NUM_PROCESSES --config=quickstart --workdir=runs/two ...
 #
 # DRY_RUN=1 prints the commands instead. Process N writes to WORKDIR/process_N.log (into a temporary
 # folder if WORKDIR is remote); process 0 also to the terminal. Ctrl-C and SIGTERM save and leave.

@@ -1,6 +1,6 @@
 """Entry point of training: flags to `train_and_evaluate`.
 
-python -m segmenter_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m segmenter_jax.main --config=quickstart --workdir=runs/quickstart
 """
 
 import sys
@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from segmenter_jax.runtime import console, processes
 from segmenter_jax.runtime.command import FAILED, INTERRUPTED, USAGE, use_compilation_cache
-from segmenter_jax.runtime.config_flag import ConfigFileParser
+from segmenter_jax.runtime.config_flag import ConfigFileParser, config_names
 from segmenter_jax.runtime.errors import one_line
 from segmenter_jax.runtime.host import keep_freed_memory
 from segmenter_jax.training.loop import train_and_evaluate
@@ -20,7 +20,9 @@ from segmenter_jax.training.step_metrics import NonFiniteLossError
 
 FLAGS = flags.FLAGS
 
-config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+config_flags.DEFINE_config_file(
+    "config", None, f"Path of a config file, or one of {', '.join(config_names())}."
+)
 FLAGS["config"].parser = ConfigFileParser("config")
 flags.DEFINE_string("workdir", None, "Run folder; an existing run resumes.")
 flags.DEFINE_bool("debug", False, "Show tracebacks of errors.")

@@ -12,8 +12,8 @@ from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.models import Segmenter
 from segmenter_jax.training import experiment
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
+CONFIGS = pathlib.Path(common.__file__).parent
+NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
 
 # Classes, crop, encoder width and depth, decoder, extra tokens, steps: FACTS of the paper's table.
 PAPER = {
@@ -82,7 +82,8 @@ def test_every_published_result_has_a_config():
 
 
 def test_every_field_is_read_by_the_package():
-    code = "".join(path.read_text() for path in (ROOT / "segmenter_jax").rglob("*.py"))
+    files = [path for path in CONFIGS.parent.rglob("*.py") if path.parent != CONFIGS]
+    code = "".join(path.read_text() for path in files)
     # Fields of the model group are passed on by name, and checked by SegmenterConfig.
     unread = [
         name
@@ -93,7 +94,7 @@ def test_every_field_is_read_by_the_package():
 
 
 def test_no_field_is_read_with_a_default_of_its_own():
-    for path in (ROOT / "segmenter_jax").rglob("*.py"):
+    for path in CONFIGS.parent.rglob("*.py"):
         assert "config.get(" not in path.read_text(), path
 
 

@@ -11,7 +11,7 @@ import yaml
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = ("local_processes.sh", "slurm.sbatch", "tpu_vm.sh")
-RUN = ["--config=configs/quickstart.py", "--workdir=runs/it's here"]
+RUN = ["--config=quickstart", "--workdir=runs/it's here"]
 TPU = {"NAME": "slice", "ZONE": "europe-west4-b", "ACCELERATOR": "v5litepod-16"}
 MAIN = ["-m", "segmenter_jax.main"]
 
@@ -69,7 +69,7 @@ def run_local(folder, *workdir):
     program.chmod(0o755)
     (folder / "tmp").mkdir()
     return subprocess.run(
-        [folder / "launch" / "local_processes.sh", "2", "--config=configs/quickstart.py", *workdir],
+        [folder / "launch" / "local_processes.sh", "2", "--config=quickstart", *workdir],
         env=os.environ | {"PYTHON": os.fspath(program), "TMPDIR": os.fspath(folder / "tmp")},
         capture_output=True,
         text=True,
@@ -80,7 +80,7 @@ def run_local(folder, *workdir):
 def assert_logs(folder, *workdir):
     for i in range(2):
         text = (folder / f"process_{i}.log").read_text()
-        assert f"--process_id={i} --config=configs/quickstart.py {' '.join(workdir)}\n" in text
+        assert f"--process_id={i} --config=quickstart {' '.join(workdir)}\n" in text
 
 
 @pytest.mark.parametrize("workdir", [["--workdir=runs/it's here"], ["--workdir", "runs/it's here"]])

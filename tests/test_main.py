@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from segmenter_jax import main
-from segmenter_jax.runtime.config_flag import ConfigFileParser
 from tests.tiny_runs import train_arguments, write_dataset
 
 
@@ -24,7 +23,7 @@ def quiet(monkeypatch):
 def given(monkeypatch):
     """Gives flags to the command."""
 
-    def parse(*words, run=("--config=configs/folder.py", "--workdir=run")):
+    def parse(*words, run=("--config=folder", "--workdir=run")):
         words = ["main", "--num_processes=1", *run, *words]
         # Overrides of a config are read from there.
         monkeypatch.setattr(sys, "argv", words)
@@ -37,7 +36,7 @@ def given(monkeypatch):
     ("words", "message"),
     [
         (["--workdirr=run"], "workdirr"),
-        (["--config=configs/folder.py", "--workdir=run", "--num_processes=two"], "num_processes"),
+        (["--config=folder", "--workdir=run", "--num_processes=two"], "num_processes"),
     ],
 )
 def test_wrong_flags_leave_with_code_2(capsys, words, message):
@@ -45,121 +44,6 @@ def test_wrong_flags_leave_with_code_2(capsys, words, message):
         main.parse_flags(["main", *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Gives flags to the command, which shall refuse them; returns what it says."""
-
-    def parse(*words):
-        # Overrides of a config are read from there.
-        monkeypatch.setattr(sys, "argv", ["main", "--workdir=run", *words])
-        with pytest.raises(SystemExit) as stop:
-            main.parse_flags(sys.argv)
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    return parse
-
-
-def test_a_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    expected = f"error: --config=nothere.py: there is no file {tmp_path}/nothere.py\nSee --help\n"
-    assert refused("--config=nothere.py") == expected
-    assert refused("--config=nothere.py", "--config.seed=1") == expected
-
-
-BROKEN = {
-    "syntax": ("x = 1\ndef get_config(:\n", "{}, line 2: invalid syntax: def get_config(:"),
-    "import": ("import nonesuch\n", "{}, line 1: ModuleNotFoundError: No module named 'nonesuch'"),
-    "failure": (
-        "def get_config():\n    raise ValueError('one\\ntwo')\n",
-        "{}, line 2: ValueError: one",
-    ),
-    "no function": ("x = 1\n", "{}: defines no get_config"),
-    "no config": (
-        "def get_config():\n    pass\n",
-        "{}: get_config returned a NoneType, not a ConfigDict",
-    ),
-    "frozen config": (
-        "import ml_collections\ndef get_config():\n    return ml_collections.FrozenConfigDict()\n",
-        "{}: get_config returned a FrozenConfigDict, not a ConfigDict",
-    ),
-    "syntax elsewhere": (
-        "import ast\nx = ast.literal_eval('1 +')\n",
-        "{}, line 2: SyntaxError: invalid syntax (<unknown>, line 1)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_config_file_that_fails(refused, tmp_path, case):
-    path = tmp_path / "mine.py"
-    text, message = BROKEN[case]
-    path.write_text(text)
-    assert refused(f"--config={path}") == f"error: {message.format(path)}\nSee --help\n"
-
-
-def test_a_config_file_is_a_module_like_any_other(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from __future__ import annotations\n"
-        "import dataclasses\nimport ml_collections\n"
-        "def get_config(name):\n"
-        "    @dataclasses.dataclass\n    class Sizes:\n        crop: int = 32\n"
-        "    return ml_collections.ConfigDict({'crop': Sizes().crop, 'name': name})\n"
-    )
-    config = ConfigFileParser("config").parse(f"{path}:mine")
-    assert config.to_dict() == {"crop": 32, "name": "mine"} and config.is_locked
-
-
-def test_debug_shows_where_a_config_file_fails(refused, tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text("import nonesuch\n")
-    assert "Traceback" in refused(f"--config={path}", "--debug")
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        (
-            "--config.modle.variant=S/16",
-            "--config.modle.variant: there is no field 'modle'; config has model, ",
-        ),
-        (
-            "--config.model.varient=S/16",
-            "--config.model.varient: there is no field 'varient'; config.model has variant, ",
-        ),
-        (
-            "--noconfig.augment.photometrik",
-            "--noconfig.augment.photometrik: there is no field 'photometrik'; "
-            "config.augment has photometric, ",
-        ),
-        (
-            "--config.model.decoder.depth=1",
-            "--config.model.decoder.depth: config.model.decoder is 'mask' and has no fields",
-        ),
-        (
-            "--config.batch_size=many",
-            "flag --config.batch_size=many: invalid literal for int() with base 10: 'many'",
-        ),
-    ],
-)
-def test_wrong_overrides(refused, word, message):
-    told = refused("--config=configs/folder.py", word)
-    assert told.startswith(f"error: {message}")
-    assert told.count("\n") == 2
-
-
-def test_an_argument_for_a_config_file_follows_a_colon(given, tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from segmenter_jax.configs import common\n\n\ndef get_config(seed):\n"
-        "    config = common.get_config()\n    config.seed = int(seed)\n    return config\n"
-    )
-    given(f"--config={path}:7")
-    assert main.FLAGS.config.seed == 7
-    assert main.FLAGS.config.is_locked
 
 
 def test_half_given_processes_leave_with_code_2(given, capsys):
@@ -223,7 +107,9 @@ def test_failures_are_one_clear_line_and_code_1(
     assert "Traceback" not in error
 
 
-def test_unknown_field_is_refused_before_anything_runs(refused, source, tmp_path):
-    arguments = train_arguments(tmp_path / "run", source, model__widht=64)[2:]
-    assert "widht" in refused(*arguments)
+def test_unknown_field_is_refused_before_anything_runs(given, source, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        given(run=train_arguments(tmp_path / "run", source, model__widht=64)[2:])
+    assert stop.value.code == 2
+    assert "widht" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -5,8 +5,7 @@ import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "notebooks" / "segmenter_colab.ipynb"
+NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "segmenter_colab.ipynb"
 
 
 def test_notebook_is_stored_without_results():
@@ -25,7 +24,8 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    resources = {"metadata": {"path": str(ROOT)}}
+    # Elsewhere than in a clone.
+    resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     nbformat.write(notebook, tmp_path / "executed.ipynb")
 

@@ -1,6 +1,6 @@
 """Seg-B(DeiT)-Mask/16 on ADE20K: published mIoU 48.7 SS, 50.1 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/ade20k_deitb16.py --workdir=runs/ade20k_deitb16
+python -m segmenter_jax.main --config=ade20k_deitb16 --workdir=runs/ade20k_deitb16
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Seg-B(DeiT)/16 linear on ADE20K: published mIoU 47.1 SS, 48.1 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/ade20k_deitb16_linear.py --workdir=runs/deitb16_linear
+python -m segmenter_jax.main --config=ade20k_deitb16_linear --workdir=runs/deitb16_linear
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Seg-B-Mask/16 on ADE20K: published mIoU 48.5 SS, 50.0 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/ade20k_vitb16.py --workdir=runs/ade20k_vitb16
+python -m segmenter_jax.main --config=ade20k_vitb16 --workdir=runs/ade20k_vitb16
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Seg-B/8 (linear) on ADE20K: published mIoU 49.5 SS, 50.5 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/ade20k_vitb8_linear.py --workdir=runs/vitb8_linear
+python -m segmenter_jax.main --config=ade20k_vitb8_linear --workdir=runs/vitb8_linear
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Seg-L-Mask/16 on ADE20K: published mIoU 51.8 SS, 53.63 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/ade20k_vitl16.py --workdir=runs/ade20k_vitl16
+python -m segmenter_jax.main --config=ade20k_vitl16 --workdir=runs/ade20k_vitl16
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Seg-S-Mask/16 on ADE20K: published mIoU 45.3 SS, 46.9 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/ade20k_vits16.py --workdir=runs/ade20k_vits16
+python -m segmenter_jax.main --config=ade20k_vits16 --workdir=runs/ade20k_vits16
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Seg-Ti-Mask/16 on ADE20K: published mIoU 38.1 SS, 38.8 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/ade20k_vitti16.py --workdir=runs/ade20k_vitti16
+python -m segmenter_jax.main --config=ade20k_vitti16 --workdir=runs/ade20k_vitti16
 """
 
 import ml_collections

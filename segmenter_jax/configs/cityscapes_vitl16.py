@@ -1,6 +1,6 @@
 """Seg-L-Mask/16 on Cityscapes: published mIoU 79.1 SS, 81.3 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/cityscapes_vitl16.py --workdir=runs/cityscapes_l16
+python -m segmenter_jax.main --config=cityscapes_vitl16 --workdir=runs/cityscapes_l16
 """
 
 import ml_collections

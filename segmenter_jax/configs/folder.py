@@ -1,6 +1,6 @@
 """Your own images: images/{train,val}, annotations/{train,val} and classes.json in one folder.
 
-python -m segmenter_jax.main --config=configs/folder.py --workdir=runs/mine \
+python -m segmenter_jax.main --config=folder --workdir=runs/mine \
     --config.dataset.source=path/to/folder
 """
 

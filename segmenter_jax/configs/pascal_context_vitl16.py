@@ -1,6 +1,6 @@
 """Seg-L-Mask/16 on Pascal Context: published mIoU 58.1 SS, 59.0 MS; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/pascal_context_vitl16.py --workdir=runs/pascal_l16
+python -m segmenter_jax.main --config=pascal_context_vitl16 --workdir=runs/pascal_l16
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Generated shapes: trains, evaluates and shows predictions in minutes on a CPU.
 
-python -m segmenter_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m segmenter_jax.main --config=quickstart --workdir=runs/quickstart
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Seg-B-Mask/16 on RGB-T glass (colour and thermal): published MAE 0.072; not trained here yet.
 
-python -m segmenter_jax.main --config=configs/rgbt_glass.py --workdir=runs/rgbt_glass
+python -m segmenter_jax.main --config=rgbt_glass --workdir=runs/rgbt_glass
 
 The benchmark's metrics:
 python -m segmenter_jax.evaluate runs/rgbt_glass --dataset=rgbt_glass --split=test --binary

@@ -1,29 +1,32 @@
-"""The flag for a config file, and what is wrong with the file or with overrides of its fields."""
+"""The flag for a config, and what is wrong with a config or with overrides of its fields."""
 
 import difflib
 import importlib.machinery
 import importlib.util
 import pathlib
+import pkgutil
 import re
 import sys
 import traceback
 import types
-from collections.abc import Sequence
 
 import ml_collections
 from absl import flags
 
 from segmenter_jax.runtime.errors import first_line
 
+_SHIPPED = "segmenter_jax.configs"
+
 
 class ConfigFlagError(flags.Error):
-    """The config file cannot be used, or has no field that an override names."""
+    """The config cannot be used, or has no field that an override names."""
 
 
 class ConfigFileParser(flags.ArgumentParser):
-    """Reads the config file that a flag of `config_flags` names.
+    """Makes the config that a flag of `config_flags` names.
 
-    An argument for its `get_config` may follow the path, after a colon.
+    That is one of `segmenter_jax.configs` by its name, or a file by its path. An argument for its
+    `get_config` may follow, after a colon.
     """
 
     def __init__(self, name: str):
@@ -32,39 +35,51 @@ class ConfigFileParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         """What `--help` calls a value."""
-        return "config file"
+        return "config"
 
     def parse(self, argument: str) -> ml_collections.ConfigDict:
-        """The locked config of a file.
+        """The locked config.
 
         Args:
-          argument: path of the file.
+          argument: name of a config, or path of a file.
 
         Raises:
-          ConfigFlagError: there is no such file, it fails, or the command line overrides a field
-            that it has not.
+          ConfigFlagError: there is no such config, it fails, or the command line overrides a field
+            that it does not have.
         """
-        path, *rest = argument.split(":", 1)
-        if not pathlib.Path(path).is_file():
-            place = pathlib.Path(path).absolute()
-            raise ConfigFlagError(f"--{self._name}={argument}: there is no file {place}")
+        name, *rest = argument.split(":", 1)
+        names = config_names()
+        if name not in names and not pathlib.Path(name).is_file():
+            raise ConfigFlagError(
+                f"--{self._name}={argument}: there is no file {pathlib.Path(name).absolute()}, "
+                f"and the names of configs are {', '.join(names)}"
+            )
         try:
-            get_config = getattr(_module(path, f"{self._name}_file"), "get_config", None)
+            if name in names:
+                module = importlib.import_module(f"{_SHIPPED}.{name}")
+            else:
+                module = _load_file(name, f"{self._name}_file")
+            get_config = getattr(module, "get_config", None)
             config = get_config and get_config(*rest)
         except Exception as error:  # A config file may raise anything.
-            raise ConfigFlagError(_failure(error, path)) from error
+            raise ConfigFlagError(_failure(error, name)) from error
         if get_config is None:
-            raise ConfigFlagError(f"{path}: defines no get_config")
+            raise ConfigFlagError(f"{name}: defines no get_config")
         if type(config) is not ml_collections.ConfigDict:
             raise ConfigFlagError(
-                f"{path}: get_config returned a {type(config).__name__}, not a ConfigDict"
+                f"{name}: get_config returned a {type(config).__name__}, not a ConfigDict"
             )
-        # Where `config_flags` takes the overrides from.
-        _check_fields(config, self._name, sys.argv)
+        _check_fields(config, self._name)
         return config.lock()
 
 
-def _module(path: str, name: str) -> types.ModuleType:
+def config_names() -> list[str]:
+    """Names of the configs that come with the package."""
+    folder = importlib.util.find_spec(_SHIPPED).submodule_search_locations
+    return [module.name for module in pkgutil.iter_modules(folder)]
+
+
+def _load_file(path: str, name: str) -> types.ModuleType:
     """The module of a file, registered as those are whose classes may be looked up."""
     loader = importlib.machinery.SourceFileLoader(name, path)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
@@ -82,19 +97,21 @@ def _failure(error: Exception, path: str) -> str:
     return f"{where}: {type(error).__name__}: {first_line(error)[:300]}"
 
 
-def _check_fields(config: ml_collections.ConfigDict, name: str, argv: Sequence[str]) -> None:
-    for argument in argv:
+def _check_fields(config: ml_collections.ConfigDict, name: str) -> None:
+    """Raises on overrides of fields that a config does not have.
+
+    ml_collections names only the last part of such a field, or fails at indexing a string.
+    """
+    # `config_flags` takes the overrides from there as well.
+    for argument in sys.argv:
         match = re.match(rf"--?(?:no)?{re.escape(name)}\.([\w.]+)", argument)
-        if match is None:
-            continue
         group, place = config, name
-        for field in match[1].split("."):
-            if not isinstance(group, ml_collections.ConfigDict):
-                raise ConfigFlagError(f"{match[0]}: {place} is {group!r} and has no fields")
-            if field not in group:
+        for field in match[1].split(".") if match else ():
+            fields = list(group) if isinstance(group, ml_collections.ConfigDict) else []
+            if field not in fields:
                 # All of them, the likeliest first.
-                fields = difflib.get_close_matches(field, group.keys(), len(group), cutoff=0)
+                likely = difflib.get_close_matches(field, fields, len(fields) or 1, cutoff=0)
                 raise ConfigFlagError(
-                    f"{match[0]}: there is no field {field!r}; {place} has {', '.join(fields)}"
+                    f"{match[0]}: {place} has no field {field!r}, but {', '.join(likely) or 'none'}"
                 )
             group, place = group[field], f"{place}.{field}"

@@ -1,0 +1,64 @@
+"""What an installation holds: commands, and the packages that it needs."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+from segmenter_jax.__main__ import COMMANDS
+from tests.test_structure import PACKAGE, imports
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Where the name that is imported is not that of what pip installs.
+DISTRIBUTIONS = {
+    "absl": "absl-py",
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "orbax": "orbax-checkpoint",
+    "yaml": "pyyaml",
+}
+# Imported where they are installed.
+OPTIONAL = {"tokamax", "torch"}
+# tensorflow-datasets imports it without declaring it.
+UNDECLARED = {"importlib-resources"}
+
+
+def distribution(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_commands_listed_are_those_that_exist():
+    files = {path.stem for path in PACKAGE.glob("[a-z]*.py")}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
+    assert set(COMMANDS) == files | folders
+
+
+def test_the_list_of_commands_imports_nothing_heavy():
+    code = "import runpy, sys; runpy.run_module('segmenter_jax', run_name='__main__')"
+    code += "\nassert not {'jax', 'numpy', 'absl'} & set(sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    listed = re.findall(r"python -m segmenter_jax\.(\w+) +\w", result.stdout)
+    assert listed == list(COMMANDS)
+
+
+def test_what_is_required_is_what_is_imported():
+    names = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports(path)}
+    names -= {*sys.stdlib_module_names, *OPTIONAL, "segmenter_jax"}
+    imported = {distribution(DISTRIBUTIONS.get(name, name)) for name in names}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = {re.split(r"\[|>=", line)[0] for line in lines if not line.startswith("#")}
+    assert {distribution(name) for name in required} == imported | UNDECLARED
+
+
+def test_the_python_of_the_tests_is_one_that_is_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"Programming Language :: Python :: {python}" in project["classifiers"]
+
+
+def test_the_readme_tells_every_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`[{extra}]`" in readme for extra in project["optional-dependencies"])
