@@ -128,8 +128,8 @@ def test_wrong_class_weights_are_refused(value, message):
         ("augment.flip_prob", 2.0, r"config\.augment: .*flip_prob"),
         ("augment.normalization", "a", r"config\.augment\.normalization='a' is unknown"),
         ("model.gelu", "b", r"config\.model: .*gelu"),
-        ("eval.window", 50, r"config\.eval: window=50 must be a positive multiple of"),
-        ("eval.batch_size", 0, r"config\.eval: batch_size must be at least 1 or None, got 0"),
+        ("eval.window", 0, r"config\.eval: window=0 must be at least 1 pixel"),
+        ("eval.batch_size", 0, r"config\.eval: batch_size=0 must be None or at least 1"),
         ("loss.class_weights", (1.0,), r"config\.loss: class_weights has 1 values"),
     ],
 )

@@ -21,9 +21,6 @@ from segmenter_jax.runtime.errors import DataError, first_few
 # Of the files that are taken for images, in lower case.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-# Of the files that are taken for pictures in a folder.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485
 
