@@ -138,13 +138,11 @@ def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
             f"{opened.source}: holds an encoder only; give num_classes (--num_classes of "
             "python -m segmenter_jax.convert) for a new decoder"
         )
-    fields = dataclasses.asdict(source)
+    names = ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu")
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if not opened.has_decoder:
-        fields["decoder"] = "mask"
-    for field in ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu"):
-        if (value := getattr(options, field)) is not None:
-            fields[field] = value
-    return SegmenterConfig(**fields)
+        changes.setdefault("decoder", "mask")
+    return dataclasses.replace(source, **changes)
 
 
 def _describe(opened: Opened, config: SegmenterConfig, options: ConvertOptions) -> ModelDescription:

@@ -10,7 +10,7 @@ from segmenter_jax.checkpoints.model_dir import find_model_dir, resolve_model_di
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.download import cached, copied
 from segmenter_jax.runtime.errors import first_line
-from segmenter_jax.runtime.files import absolute, is_local
+from segmenter_jax.runtime.files import is_local
 
 # The public bucket "vit_models", over https.
 _BUCKET = "gs://vit_models/"
@@ -56,7 +56,8 @@ def locate(source: os.PathLike | str) -> Place:
         return _locate_remote(os.fspath(source))
     if (folder := find_model_dir(source)) is not None:
         return Place(folder, is_model=True)
-    path = absolute(source)
+    # Links stay: what describes a file lies beside the link, not beside the blob of a cache.
+    path = epath.Path(source).expanduser()
     if path.is_dir():
         return Place(_only_file(path), is_model=False)
     if not path.exists():

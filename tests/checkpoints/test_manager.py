@@ -8,6 +8,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -206,6 +207,21 @@ def test_checkpoint_of_another_model_is_an_error_and_stays(workdir):
     more = target(sharding.make_mesh()) | {"ema": jax.ShapeDtypeStruct((), jnp.float32)}
     with pytest.raises(CheckpointError, match=r"ema is missing there and float32 \(\) here"):
         checkpoints.restore(more)
+    checkpoints.close()
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("UNAVAILABLE: Error reading a key"), OSError("I/O error"), MemoryError()]
+)
+def test_a_failure_outside_of_the_files_sets_nothing_aside(workdir, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+    checkpoints = Checkpoints(workdir, keep=2)
+    with pytest.raises(CheckpointError, match="/2 cannot be restored: "):
+        checkpoints.restore(target(sharding.make_mesh()))
     checkpoints.close()
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
 
