@@ -125,7 +125,10 @@ def test_one_and_eight_devices_give_the_same_update(fsdp):
     one = run_steps(sharding.make_mesh(num_devices=1))
     eight = run_steps(sharding.make_mesh(fsdp=fsdp))
     np.testing.assert_allclose(one[1], eight[1], rtol=1e-5)
-    np.testing.assert_allclose(one[2], eight[2], rtol=1e-5)
+    np.testing.assert_allclose(one[2][0], eight[2][0], rtol=1e-6)
+    # Parameters are then apart by up to 2e-6 of rounding, which moves the norm by 1.1e-5 of itself
+    # on a CPU without fused multiply-add.
+    np.testing.assert_allclose(one[2][1], eight[2][1], rtol=2e-5)
     assert_trees_close(one[0].params, eight[0].params, atol=1e-5)
 
 
