@@ -301,4 +301,4 @@ def _log_run(experiment: Experiment, state: TrainState) -> None:
         f"batch {experiment.config.batch_size}, compute {program.model.config.compute_dtype}",
     )
     if seconds := experiment.config.log.stall_seconds:
-        logger.info('"Timeout" and what every thread is doing: no step ended for %g s', seconds)
+        logger.info("if no step ends for %g s, what every thread is doing is printed", seconds)
