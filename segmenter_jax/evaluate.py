@@ -54,10 +54,27 @@ class _Wanted:
     csv: str | None
     save_predictions: str | None
 
-    def needing_labels(self) -> list[str]:
-        """Flags that were given and need labels."""
+    def check_unlabelled(self, split: str, by_model: bool) -> None:
+        """Refuses what needs labels."""
         given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name)]
-        return [f"--{name}" for name in given if name != "save_predictions"]
+        needing = [f"--{name}" for name in given if name != "save_predictions"]
+        if needing or not (by_model and self.save_predictions):
+            without = f", without {', '.join(needing)}" if needing else ""
+            raise ValueError(
+                f"{split} has no labels: it can only be predicted, by a model and with "
+                f"--save_predictions{without}"
+            )
+
+    def check_files(self, overrides: dict[str, Any]) -> None:
+        """Refuses what files of class ids cannot give, or would ignore."""
+        for flag, missing in (("calibration", "confidence"), ("binary", "probabilities")):
+            if getattr(self, flag):
+                raise ValueError(f"files of class ids have no {missing}: no --{flag} for them")
+        if overrides:
+            raise ValueError(
+                "files of class ids are scored as they are: --window, --stride, --scales, --flip, "
+                "--native and --batch_size are for models"
+            )
 
     def maps(self) -> tuple[str, ...]:
         """Outputs of the engine that are needed."""
@@ -167,44 +184,27 @@ def _check_dataset(dataset: Dataset, description: ModelDescription) -> None:
         )
 
 
-def _check_files(wanted: _Wanted, overrides: dict[str, Any]) -> None:
-    """Refuses what files of class ids cannot give, or would ignore."""
-    for flag, missing in (("calibration", "confidence"), ("binary", "probabilities")):
-        if getattr(wanted, flag):
-            raise ValueError(f"files of class ids have no {missing}: no --{flag} for them")
-    if overrides:
-        raise ValueError(
-            "files of class ids are scored as they are: --window, --stride, --scales, --flip, "
-            "--native and --batch_size are for models"
-        )
-
-
 def _command(arguments: argparse.Namespace) -> None:
     wanted = _Wanted(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(_Wanted)})
     overrides = protocol_overrides(arguments)
     keep_freed_memory()
     use_compilation_cache()
     # First what fails fast: building a dataset may take long.
-    if arguments.model:
+    if by_model := arguments.model is not None:
         predictor = load(arguments.model)
         engine = predictor.engine(**overrides)
     else:
-        _check_files(wanted, overrides)
+        wanted.check_files(overrides)
     dataset = build_dataset(arguments.dataset, arguments.data_dir, arguments.source)
     spec = dataset.spec
     source = dataset.source(arguments.split, needs_labels=False)
     labelled = arguments.split not in dataset.unlabelled
-    needing = wanted.needing_labels()
-    if not labelled and (needing or not (arguments.model and wanted.save_predictions)):
-        without = f", without {', '.join(needing)}" if needing else ""
-        raise ValueError(
-            f"split {arguments.split!r} of dataset {dataset.name!r} has no labels: it can only be "
-            f"predicted, by a model and with --save_predictions{without}"
-        )
+    if not labelled:
+        wanted.check_unlabelled(f"split {arguments.split!r} of dataset {dataset.name!r}", by_model)
     transform = EvalTransform(spec) if labelled else ImageTransform(spec)
     with contextlib.closing(eval_examples(source, transform)) as read:
         examples = tqdm(read, total=len(source), unit="image", disable=None)
-        if arguments.model:
+        if by_model:
             _check_dataset(dataset, predictor.description)
             protocol = engine.settings.protocol()
             results = engine.predict(predictor.params, examples, wanted.maps())
@@ -255,7 +255,7 @@ def _score(
     for path, text in ((wanted.json, lambda: report.to_json(**more)), (wanted.csv, report.to_csv)):
         if path:
             with write_whole(path) as part:
-                part.write_text(text())
+                part.write_bytes(text().encode())
     if wanted.confusion:
         title = f"mean IoU {100 * report.mean_iou:.2f} %, {report.num_images} images"
         _save(confusion_figure(report.matrix, report.classes, title), wanted.confusion)
