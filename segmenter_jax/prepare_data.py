@@ -28,6 +28,7 @@ from segmenter_jax.pictures import overlay
 from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, thumbnail
 from segmenter_jax.runtime.command import FAILED, run_command
 from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.files import write_whole
 
 _ADE20K_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 _ADE20K_SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
@@ -204,8 +205,9 @@ class ContactSheet:
         """Writes the picture; does nothing if no record was drawn."""
         entries = [entry for split in self._entries.values() for entry in split]
         if entries:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(entries, _COLUMNS, _SIDE).save(path)
+            sheet = contact_sheet(entries, _COLUMNS, _SIDE)
+            with write_whole(path) as part:
+                sheet.save(part)
 
 
 def fetch_ade20k(sha1: str = _ADE20K_SHA1) -> pathlib.Path:

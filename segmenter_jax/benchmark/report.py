@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from segmenter_jax.benchmark.measure import Result
-from segmenter_jax.runtime.console import aligned
+from segmenter_jax.runtime.tables import align
 
 
 def _cell(value: Any) -> str:
@@ -53,7 +53,7 @@ def table(result: Result, other: Result | None = None) -> str:
             shown = "same" if against == value else _cell(against)
             cells += [shown, f"{value / against:.3f}" if numbers and against else ""]
         rows.append(tuple(cells))
-    return aligned(rows, "<" * len(rows[0]))
+    return "\n".join(align(rows))
 
 
 def publish(result: Result, json_path: str | None, compare_path: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from segmenter_jax.data.specs import DatasetSpec
+from segmenter_jax.runtime.tables import align
 
 # Pixels of at least this probability are foreground.
 _FOREGROUND = 0.5
@@ -119,9 +120,9 @@ class BinaryScores:
     def table(self) -> str:
         """The means as text."""
         means, name = self.means(), self._spec.class_names[1]
-        lines = ["averaged over images        images    IoU %      MAE"]
+        rows = [("averaged over images", "images", "IoU %", "MAE")]
         for suffix, title in (("", "all"), ("_with", f"with {name}"), ("_without", f"no {name}")):
             if count := means[f"images{suffix}"]:
-                numbers = f"{100 * means[f'iou{suffix}']:9.2f}{means[f'mae{suffix}']:9.4f}"
-                lines.append(f"{title:24}{count:10}{numbers}")
-        return "\n".join(lines)
+                iou, mae = means[f"iou{suffix}"], means[f"mae{suffix}"]
+                rows.append((title, str(count), f"{100 * iou:.2f}", f"{mae:.4f}"))
+        return "\n".join(align(rows))

@@ -5,11 +5,12 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+
+from segmenter_jax.runtime.tables import align
 
 # Width of a boundary, as a share of the image's diagonal.
 _BOUNDARY_WIDTH = 0.02
@@ -224,7 +225,7 @@ class SegmentationReport:
         rows = self.rows()
         names = [name for name in _HEADINGS if name in rows[0]]
         cells = [(str(r["id"]), r["class"], *(_percent(r[name]) for name in names)) for r in rows]
-        lines = _align([("id", "class", *(_HEADINGS[name] for name in names)), *cells])
+        lines = align([("id", "class", *(_HEADINGS[name] for name in names)), *cells])
         lines.insert(1, "-" * len(lines[0]))
         return "\n".join([*lines, "", self.summary()])
 
@@ -280,18 +281,6 @@ def _nan_mean(values: np.ndarray) -> float:
 
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns of equal width; all but the class name flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 1 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
 
 
 def _without_nan(value: Any) -> Any:

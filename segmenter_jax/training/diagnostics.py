@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from segmenter_jax.runtime.console import aligned, logger
+from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 from segmenter_jax.runtime.files import is_local
+from segmenter_jax.runtime.tables import align
 from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions, TrainState, split_params
 
@@ -83,7 +84,7 @@ def memory_table(rows: list[MemoryRow]) -> str:
     """Rows and their sum as text, in MB (10^6 bytes)."""
     total = MemoryRow("sum", sum(r.on_device for r in rows), sum(r.whole for r in rows))
     cells = [(r.name, f"{r.on_device / 1e6:.1f}", f"{r.whole / 1e6:.1f}") for r in (*rows, total)]
-    return aligned([("memory in MB", "one device", "all, once"), *cells], "<>>")
+    return "\n".join(align([("memory in MB", "one device", "all, once"), *cells]))
 
 
 def temporary_bytes(program: TrainProgram, batch_size: int) -> int | None:
