@@ -50,21 +50,16 @@ class ModelDescription:
     def __post_init__(self) -> None:
         check_types(ModelDescription, vars(self))
 
-        def assign(**values: Any) -> None:
-            for name, value in values.items():
-                object.__setattr__(self, name, value)
-
-        channels = self.model.in_channels
-        assign(
-            classes=tuple(self.classes),
-            colors=tuple(tuple(color) for color in self.colors),
-            mean=_per_channel("mean", self.mean, channels),
-            std=_per_channel("std", self.std, channels),
-        )
-        if self.window is None:
-            assign(window=min(self.model.image_size))
-        if self.stride is None:
-            assign(stride=self.window)
+        window = min(self.model.image_size) if self.window is None else self.window
+        for name, value in {
+            "classes": tuple(self.classes),
+            "colors": tuple(tuple(color) for color in self.colors),
+            "mean": _per_channel("mean", self.mean, self.model.in_channels),
+            "std": _per_channel("std", self.std, self.model.in_channels),
+            "window": window,
+            "stride": window if self.stride is None else self.stride,
+        }.items():
+            object.__setattr__(self, name, value)
         _check_values(self)
 
     def to_json(self) -> str:

@@ -95,8 +95,9 @@ def _write_params(folder: epath.Path, params: Params) -> None:
     if jax.process_index() == 0:
         folder.mkdir(parents=True)
     _barrier("prepared")
+    params = jax.tree.map(lambda x: x if x.dtype == np.float32 else x.astype(np.float32), params)
     with ocp.Checkpointer(_handler()) as checkpointer:
-        checkpointer.save(folder / PARAMS_FOLDER, args=ocp.args.PyTreeSave(_as_float32(params)))
+        checkpointer.save(folder / PARAMS_FOLDER, args=ocp.args.PyTreeSave(params))
 
 
 def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
@@ -178,10 +179,6 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
         (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
     )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-
-
-def _as_float32(params: Params) -> Params:
-    return jax.tree.map(lambda x: x if x.dtype == np.float32 else x.astype(np.float32), params)
 
 
 def _barrier(name: str) -> None:

@@ -62,10 +62,9 @@ class Report:
             "newly initialised": [f"{n} {shape}: {why}" for n, shape, why in self.initialised],
             "dropped": [f"{n} {shape}: {why}" for n, shape, why in self.dropped],
         }
-        counts = {"mapped": len(self.mapped)}
         lines = [self.header]
         for title, items in groups.items():
-            lines.append(f"{title}: {counts.get(title, len(items))}")
+            lines.append(f"{title}: {len(self.mapped) if title == 'mapped' else len(items)}")
             lines += [f"  {item}" for item in _collapse(items)]
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
@@ -118,13 +117,16 @@ def adapt(
     flat: dict[str, Any] = {}
     for name, leaf in flatten_dict(abstract_params(config), sep="/").items():
         entry = opened.entries.get(name)
-        in_decoder = name.startswith("decoder/")
-        if in_decoder and other_decoder:
+        if other_decoder and name.startswith("decoder/"):
             report.initialised.append((name, leaf.shape, other_decoder))
         elif entry is None:
             report.initialised.append((name, leaf.shape, "not in the source"))
         elif name == _POSITION and source.grid != config.grid:
-            flat[name] = _resize(entry.read(), source, config, position_method)
+            flat[name] = np.asarray(
+                resize_position_embedding(
+                    entry.read(), source.num_extra_tokens, source.grid, config.grid, position_method
+                )
+            )
             report.resized.append((name, entry.shape, leaf.shape, position_method))
         elif name == _PATCH_KERNEL and source.in_channels != config.in_channels:
             flat[name] = inflate_patch_kernel(entry.read(), config.in_channels)
@@ -137,7 +139,7 @@ def adapt(
         else:
             flat[name] = entry.read()
             report.mapped.append((name, entry.theirs, leaf.shape))
-    if other_decoder and opened.has_decoder:
+    if other_decoder:
         report.dropped += [
             (entry.theirs, entry.shape, other_decoder)
             for name, entry in opened.entries.items()
@@ -164,13 +166,6 @@ def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:
         return np.repeat(total, in_channels, axis=2)
     extra = np.repeat(kernel.mean(axis=2, keepdims=True), in_channels - channels, axis=2)
     return np.concatenate([kernel, extra], axis=2)
-
-
-def _resize(
-    embedding: np.ndarray, source: SegmenterConfig, config: SegmenterConfig, method: Method
-) -> np.ndarray:
-    extra = source.num_extra_tokens
-    return np.asarray(resize_position_embedding(embedding, extra, source.grid, config.grid, method))
 
 
 def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
@@ -207,12 +202,11 @@ def _numeric_warnings(source: SegmenterConfig, config: SegmenterConfig) -> list[
 
 def _header(opened: Opened) -> str:
     c = opened.config
-    parts = [
+    header = (
         f"{opened.source}: {opened.format}, width {c.width}, {c.depth} layers, "
         f"{c.num_heads} heads, patch {c.patch_size}, grid {c.grid[0]}x{c.grid[1]}, "
         f"{c.num_extra_tokens} extra token{'s'[: c.num_extra_tokens - 1]}, "
         f"layer_norm_eps {c.layer_norm_eps}, gelu {c.gelu}"
-    ]
-    if opened.has_decoder:
-        parts.append(f"{c.decoder} decoder, {c.num_classes} classes")
-    return ", ".join(parts)
+    )
+    decoder = f", {c.decoder} decoder, {c.num_classes} classes"
+    return header + decoder if opened.has_decoder else header

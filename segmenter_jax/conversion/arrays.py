@@ -1,6 +1,6 @@
 """Safe, lazy reading of the files that hold foreign weights.
 
-The kind of file is told from its content. Nothing is unpickled but what PyTorch's weights-only
+The kind of file is recognised by its content. Nothing is unpickled but what PyTorch's weights-only
 reader accepts, names and shapes are known before any array is read, and a file cannot claim much
 more memory than its own size.
 """

@@ -246,14 +246,14 @@ def bind(
             )
         entries[row.ours] = Entry(row.theirs, ours, functools.partial(_read, file, row, ours))
         used.add(row.theirs)
-    rest = {name: array for name, array in file.arrays.items() if name not in used}
+    rest = {name: array.shape for name, array in file.arrays.items() if name not in used}
     return Opened(
         format=format,
         source=os.fspath(file.path),
         files=[file.path],
         config=config,
         entries=entries,
-        dropped=_explain(file.path, rest, format, tuple(dropped)),
+        dropped=_explain(os.fspath(file.path), format, rest, tuple(dropped)),
         description=description or {},
     )
 
@@ -263,18 +263,15 @@ def _read(file: ArrayFile, row: Row, shape: Shape) -> np.ndarray:
 
 
 def _explain(
-    path: pathlib.Path, rest: dict[str, Any], format: str, reasons: tuple[tuple[str, str], ...]
+    where: str, format: str, rest: dict[str, Shape], reasons: tuple[tuple[str, str], ...]
 ) -> list[Dropped]:
-    dropped, unknown = [], []
-    for name, array in rest.items():
-        why = next((why for pattern, why in reasons if re.match(pattern, name)), None)
-        if why is None:
-            unknown.append(name)
-        else:
-            dropped.append((name, array.shape, why))
-    if unknown:
-        listed = ", ".join(sorted(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
+    why = {
+        name: next((reason for pattern, reason in reasons if re.match(pattern, name)), None)
+        for name in rest
+    }
+    if unknown := sorted(name for name in rest if why[name] is None):
+        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise SourceError(
-            f"{path}: {len(unknown)} arrays have no explanation as {format}: {listed}"
+            f"{where}: {len(unknown)} arrays have no explanation as {format}: {listed}"
         )
-    return dropped
+    return [(name, shape, why[name]) for name, shape in rest.items()]

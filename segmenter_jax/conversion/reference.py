@@ -43,7 +43,7 @@ _MASK_DECODER_LAST = (
 _LINEAR_DECODER = linear("head", "head")
 
 # The reference's encoder keeps ImageNet heads that nothing uses; its strict loading wants them.
-_UNUSED_HEAD_CLASSES = 1000
+_UNUSED_CLASSES = 1000
 
 _DROPPED = tuple((rf"encoder\.{pattern}", reason) for pattern, reason in HEADS)
 
@@ -97,18 +97,11 @@ def _check_stated(path: pathlib.Path, stated: dict[str, Any], found: dict[str, A
 
 
 def _state_dict(config: SegmenterConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A network's parameters under the reference's names; all of its keys and no other.
-
-    Args:
-      config: the network.
-      params: its flat parameters.
-    """
+    """A network's flat parameters under the reference's names; all of its keys and no other."""
     arrays = to_theirs(_table(config), params)
     for head in ("head", "head_dist") if config.distilled else ("head",):
-        arrays[f"encoder.{head}.weight"] = np.zeros(
-            (_UNUSED_HEAD_CLASSES, config.width), np.float32
-        )
-        arrays[f"encoder.{head}.bias"] = np.zeros(_UNUSED_HEAD_CLASSES, np.float32)
+        arrays[f"encoder.{head}.weight"] = np.zeros((_UNUSED_CLASSES, config.width), np.float32)
+        arrays[f"encoder.{head}.bias"] = np.zeros(_UNUSED_CLASSES, np.float32)
     return arrays
 
 
