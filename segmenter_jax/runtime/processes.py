@@ -176,7 +176,9 @@ def maximum_async(value: int) -> jax.Array:
     """As `maximum`, without waiting for the other processes: reading the result waits for them."""
     program, place = _maximum()
     values = np.full(jax.local_device_count(), value, np.int32)
-    return program(jax.make_array_from_process_local_data(place, values))
+    # The copy is meant, also where a training loop forbids accidental ones.
+    with jax.transfer_guard_host_to_device("allow"):
+        return program(jax.make_array_from_process_local_data(place, values))
 
 
 @functools.cache
