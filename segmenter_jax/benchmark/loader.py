@@ -18,7 +18,6 @@ from segmenter_jax.data.images import decode_image, unpack_ids
 from segmenter_jax.data.pipeline import train_batches
 from segmenter_jax.data.transforms import TrainTransform
 from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.training import sharding
 from segmenter_jax.training.program import Batch
 from segmenter_jax.training.step_metrics import MAX_STEPS_IN_FLIGHT
 
@@ -153,7 +152,7 @@ def benchmark_loader(
         alone = time_calls(lambda: next(host_batches), timing.steps, settle)
         feeds: dict[str, Callable[[], Batch | None]] = {
             "resident": lambda: None,
-            "loader": lambda: sharding.put_batch(next(host_batches), step.mesh),
+            "loader": lambda: step.put(next(host_batches)),
         }
         seconds: dict[str, list[float]] = {name: [] for name in feeds}
         for _ in range(loader.rounds):

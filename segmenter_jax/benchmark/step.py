@@ -62,9 +62,9 @@ class TrainingStep:
 
     def __init__(self, config: SegmenterConfig, settings: StepSettings):
         program = settings.program(config)
-        self.mesh = program.mesh
+        self.put, self.num_devices = program.put, program.mesh.size
         self.state = program.place(init_params(config, program.seed))
-        self.batch = sharding.put_batch(random_batch(config, settings.batch_size), self.mesh)
+        self.batch = program.put(random_batch(config, settings.batch_size))
         self.compiled, self.memory = compile_timed(program.step, self.state, self.batch)
 
     def __call__(self, batch: Batch | None = None) -> Any:
@@ -95,7 +95,7 @@ def benchmark_step(config: SegmenterConfig, settings: StepSettings, timing: Timi
     return {
         "images_per_s": images_per_s,
         **times,
-        **flops.utilisation(work, images_per_s, step.mesh.size, timing.peak_tflops),
+        **flops.utilisation(work, images_per_s, step.num_devices, timing.peak_tflops),
         **step.memory,
         **device_memory(),
         "loss": float(step()["loss"]),

@@ -21,7 +21,6 @@ from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.files import absolute
 from segmenter_jax.training import experiment as experiments
-from segmenter_jax.training import sharding
 from segmenter_jax.training.diagnostics import (
     StepProfile,
     Watchdog,
@@ -148,7 +147,7 @@ class _Loop:
         if self.profile.due(self.step):
             with self._between_steps():
                 self.profile.switch()
-        batch = sharding.put_batch(batch, program.mesh)
+        batch = program.put(batch)
         with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
             self.state, metrics = program.step(self.state, batch)
         self.step += 1

@@ -95,6 +95,17 @@ class TrainProgram:
         ema = copy(params) if self.options.ema_decay else None
         return TrainState(place(np.int32(0), places.step), params, opt_state, ema)
 
+    def put(self, batch: dict[str, np.ndarray]) -> Batch:
+        """Joins every process's rows into one global batch on the devices.
+
+        Args:
+          batch: this process's share, arrays of (global_batch / num_processes, ...).
+        """
+        place = sharding.batch_sharding(self.mesh)
+        # With several processes JAX does not count this copy as one that is asked for.
+        with jax.transfer_guard_host_to_device("allow"):
+            return {k: jax.make_array_from_process_local_data(place, v) for k, v in batch.items()}
+
     @functools.cached_property
     def step(self) -> Any:
         """`update` as one compiled program, (state, batch) -> (state, metrics).

@@ -107,19 +107,6 @@ def scatter(tree: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(tree, tree_sharding(tree, mesh))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins every process's rows into one global batch on the devices.
-
-    Args:
-      batch: this process's share, arrays of (global_batch / num_processes, ...).
-      mesh: see `make_mesh`.
-    """
-    sharding = batch_sharding(mesh)
-    # With several processes JAX does not count this copy as one that is asked for.
-    with jax.transfer_guard_host_to_device("allow"):
-        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
 def local_copy(tree: Any, mesh: Mesh) -> Any:
     """Copy of a sharded tree on this process's first device, for work that stays in the process."""
     gathered = jax.device_put(tree, replicated(mesh))

@@ -5,6 +5,7 @@ import time
 import types
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
 
@@ -79,9 +80,7 @@ def test_plan_of_the_step_costs_no_second_compilation():
     program = program_of(OPTIONS, sharding.make_mesh(num_devices=2))
     state, target = program.place(init_params(TINY, 0)), program.abstract_state()
     shapes = program.abstract_batch(4)
-    batch = sharding.put_batch(
-        {k: jax.numpy.zeros(v.shape, v.dtype) for k, v in shapes.items()}, program.mesh
-    )
+    batch = program.put({k: np.zeros(v.shape, v.dtype) for k, v in shapes.items()})
     temporary = temporary_bytes(program, 4)
     with compilations() as counted:
         program.step(state, batch)

@@ -76,7 +76,7 @@ def run_from(program, state, batches):
     """(state, metrics of every step) after steps on `batches`."""
     rows = []
     for batch in batches:
-        state, metrics = program.step(state, sharding.put_batch(batch, program.mesh))
+        state, metrics = program.step(state, program.put(batch))
         rows.append(jax.device_get(metrics))
     return jax.device_get(state), rows
 
@@ -304,3 +304,13 @@ def test_class_weights_scale_pixels_and_what_they_are_divided_by():
     few = np.full((2, 32, 32), 255, np.uint8)
     few[0, 0, 0] = 1
     np.testing.assert_allclose(loss(few, (0.01, 0.03, 5.0)), loss(few, None), rtol=1e-5)
+
+
+def test_rows_of_a_batch_are_spread_and_local_copy_joins_them():
+    program = program_of(sharding.make_mesh(fsdp=2))
+    rows = np.arange(16 * 3, dtype=np.uint8).reshape(16, 3)
+    batch = program.put({"image": rows})
+    assert batch["image"].addressable_shards[0].data.shape == (2, 3)
+    copy = sharding.local_copy(batch, program.mesh)["image"]
+    assert copy.devices() == {jax.devices()[0]}
+    np.testing.assert_array_equal(copy, rows)
