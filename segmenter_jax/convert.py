@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.conversion import reference
@@ -67,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--normalization", choices=tuple(NORMALIZATION), help="mean and std of the images")
     add(
         "--position_method",
-        choices=Method.__args__,
+        choices=get_args(Method),
         default="bicubic",
         help="how position embeddings are resized (default: bicubic, as the reference; "
         "corner_linear is the original Google code's)",

@@ -31,3 +31,11 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 def golden_dir() -> pathlib.Path:
     """Folder of inputs and outputs computed with the reference implementation."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory) -> pathlib.Path:
+    """A folder dataset of generated scenes, which nobody changes; it is built beside it once."""
+    from tests.tiny_runs import write_dataset
+
+    return write_dataset(tmp_path_factory.mktemp("data") / "scenes")

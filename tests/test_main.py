@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from segmenter_jax import main
-from tests.tiny_runs import train_arguments, write_dataset
+from tests.tiny_runs import train_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +77,6 @@ def test_only_a_run_that_is_not_finished_leaves_with_the_code_asked_for(
     given(*words)
     monkeypatch.setattr(main, "train_and_evaluate", lambda *_: results)
     assert main.main(["main"]) == code
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "scenes")
 
 
 @pytest.mark.parametrize(

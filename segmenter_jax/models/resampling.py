@@ -8,7 +8,7 @@ rule of the original Google ViT code.
 """
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -86,6 +86,6 @@ def _taps(in_size: int, out_size: int, method: Method) -> list[tuple[np.ndarray,
         centre = (index + 0.5) * (in_size / out_size) - 0.5
         kernel, offsets = _cubic_kernel, (-1, 0, 1, 2)
     else:
-        raise ValueError(f"{method=} is unknown; choose from {Method.__args__}")
+        raise ValueError(f"{method=} is unknown; choose from {get_args(Method)}")
     taps = [np.floor(centre).astype(np.int64) + offset for offset in offsets]
     return [(np.clip(tap, 0, in_size - 1), kernel(centre - tap)) for tap in taps]

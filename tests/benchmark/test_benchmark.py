@@ -12,6 +12,7 @@ from segmenter_jax.benchmark.cli import SUBJECTS, main
 from segmenter_jax.benchmark.report import read_result, table
 from segmenter_jax.data.builders import Shapes
 from segmenter_jax.models import SegmenterConfig
+from tests.tiny import tiny_network
 
 TINY = [
     *("--width=64", "--depth=1", "--num_heads=2", "--size=32", "--batch_size=2", "--classes=3"),
@@ -49,9 +50,7 @@ def test_forward_work_is_the_published_one(variant, size, decoder, expected):
 
 
 def test_forward_work_of_the_linear_decoder_is_the_compiled_one():
-    config = SegmenterConfig(
-        num_classes=5, image_size=(64, 64), width=64, depth=1, num_heads=2, decoder="linear"
-    )
+    config = tiny_network(image_size=(64, 64), patch_size=16, decoder="linear")
     # 16 patches and the class token.
     tokens, width = 17, 64
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
@@ -114,6 +113,7 @@ def test_freed_memory_is_kept_for_the_next_allocation():
     code = """
 import resource
 from segmenter_jax.runtime.host import keep_freed_memory
+
 keep_freed_memory()
 faults = []
 for _ in range(3):

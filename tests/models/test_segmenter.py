@@ -12,6 +12,7 @@ from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.transformer import ATTENTION_MAPS, DropPath
 from segmenter_jax.models.vit import resize_position_embedding
 from tests.golden_params import NAMES, golden_config, golden_params
+from tests.tiny import tiny_network
 
 # Parameters of the ViT alone, in millions, by published size.
 PUBLISHED_MILLIONS = {"Ti": 5.7, "S": 22, "B": 86, "L": 307}
@@ -79,15 +80,8 @@ def test_parameter_counts_are_the_published_ones(name):
 @pytest.mark.parametrize("patch_size", [8, 16, 32])
 @pytest.mark.parametrize("decoder", ["mask", "linear"])
 def test_logits_have_one_value_per_patch_and_class(patch_size, decoder):
-    config = SegmenterConfig(
-        num_classes=5,
-        image_size=(64, 96),
-        width=64,
-        depth=1,
-        num_heads=1,
-        patch_size=patch_size,
-        in_channels=4,
-        decoder=decoder,
+    config = tiny_network(
+        image_size=(64, 96), num_heads=1, patch_size=patch_size, in_channels=4, decoder=decoder
     )
     model = Segmenter(config)
     image = jax.ShapeDtypeStruct((2, 70, 33, 4), jnp.float32)

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models import Segmenter
 from segmenter_jax.models.layers import Dense, LayerNorm, gelu
 from segmenter_jax.models.transformer import Dropout, random_bits
+from tests.tiny import tiny_network
 
 
 def tiny_config(**overrides):
-    fields = {"num_classes": 5, "image_size": (32, 32), "width": 64, "depth": 2, "num_heads": 2}
-    return SegmenterConfig(**fields | {"patch_size": 8, "drop_path_rate": 0.3} | overrides)
+    random = {"drop_path_rate": 0.3, "decoder_dropout_rate": 0.1}
+    return tiny_network(**{"depth": 2, "decoder_depth": 2} | random | overrides)
 
 
 @pytest.mark.parametrize("kind", ["exact", "tanh"])

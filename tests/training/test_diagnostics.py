@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models import Segmenter
 from segmenter_jax.models.params import init_params
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import diagnostics, optimizers, sharding
@@ -24,10 +24,9 @@ from segmenter_jax.training.diagnostics import (
 from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions
 from tests.compilations import compilations
+from tests.tiny import tiny_network
 
-TINY = SegmenterConfig(
-    num_classes=5, image_size=(32, 32), width=64, depth=1, num_heads=2, patch_size=8
-)
+TINY = tiny_network(decoder_depth=2)
 OPTIONS = StepOptions(mean=(0.5,) * 3, std=(0.5,) * 3, ema_decay=0.9)
 
 

@@ -23,7 +23,6 @@ from tests.tiny_runs import (
     state_bytes,
     tiny_config,
     train_arguments,
-    write_dataset,
 )
 
 
@@ -31,11 +30,6 @@ from tests.tiny_runs import (
 def shown(monkeypatch):
     """What is logged reaches pytest, also after a command has set up its console."""
     monkeypatch.setattr(logger, "propagate", True)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "scenes")
 
 
 # Runs the command, and then says which large libraries it has imported.

@@ -17,12 +17,7 @@ from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training.loop import train_and_evaluate
 from segmenter_jax.training.step_metrics import NonFiniteLossError
-from tests.tiny_runs import state_bytes, tiny_config, write_dataset
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "scenes")
+from tests.tiny_runs import state_bytes, tiny_config
 
 
 def train(workdir, source, **overrides):

@@ -9,27 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models import Segmenter
 from segmenter_jax.models.params import init_params
 from segmenter_jax.training import optimizers, sharding
 from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions
 from tests.golden_params import golden_config, golden_params
+from tests.tiny import tiny_network
 
 # With these the step's normalisation is the identity.
 IDENTITY = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
 
-TINY = SegmenterConfig(
-    num_classes=5,
-    image_size=(32, 32),
-    width=64,
-    depth=1,
-    num_heads=2,
-    patch_size=8,
-    decoder_depth=1,
-    drop_path_rate=0.0,
-    decoder_dropout_rate=0.0,
-)
+TINY = tiny_network()
 
 
 OPTIONS = StepOptions(mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -133,9 +124,7 @@ def test_one_and_eight_devices_give_the_same_update(fsdp):
 
 
 def test_random_regularisation_is_the_same_on_any_number_of_devices():
-    config = SegmenterConfig(
-        **(vars(TINY) | {"drop_path_rate": 0.5, "decoder_dropout_rate": 0.3, "dropout_rate": 0.1})
-    )
+    config = tiny_network(drop_path_rate=0.5, decoder_dropout_rate=0.3, dropout_rate=0.1)
     one = run_steps(sharding.make_mesh(num_devices=1), config=config)
     eight = run_steps(sharding.make_mesh(), config=config)
     np.testing.assert_allclose(one[1], eight[1], rtol=1e-5)
@@ -185,7 +174,7 @@ def test_fsdp_cuts_parameters_and_moments_alike():
 
 
 def test_bfloat16_keeps_parameters_and_loss_in_float32():
-    config = SegmenterConfig(**(vars(TINY) | {"dtype": "bfloat16"}))
+    config = tiny_network(dtype="bfloat16")
     state, losses, _ = run_steps(sharding.make_mesh(), config=config)
     _, reference, _ = run_steps(sharding.make_mesh())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}

@@ -12,7 +12,6 @@ from flax.traverse_util import flatten_dict
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.configs import common
-from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import init_params
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import sharding
@@ -23,6 +22,7 @@ from segmenter_jax.training.workdir import (
     try_saving,
     with_origin,
 )
+from tests.tiny import tiny_network
 
 # Fields of a config that may change before a run resumes.
 FREE_FIELDS = {
@@ -42,7 +42,7 @@ FREE_FIELDS = {
     *(f"mesh.{n}" for n in ("fsdp", "num_devices")),
 }
 
-TINY = SegmenterConfig(2, (16, 16), width=64, depth=1, num_heads=1, patch_size=8, decoder="linear")
+TINY = tiny_network(num_classes=2, image_size=(16, 16), num_heads=1, decoder="linear")
 DESCRIPTION = ModelDescription(TINY, ("a", "b"), ((0,) * 3, (1,) * 3), (0.5,) * 3, (0.5,) * 3)
 
 
