@@ -37,13 +37,14 @@ from segmenter_jax.runtime.command import (
     run_command,
     use_compilation_cache,
 )
+from segmenter_jax.runtime.errors import first_few
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """What is wanted beside the table: metrics, and files, None for none; named as the flags."""
+    """The flags that ask for more than the table; a file is None where it is not wanted."""
 
     boundary_iou: bool
     binary: bool
@@ -178,8 +179,7 @@ def _check_dataset(dataset: Dataset, description: ModelDescription) -> None:
             if ours != theirs
         ]
         print(
-            f"warning: class names of model and dataset differ: {'; '.join(different[:3])}"
-            + ("; ..." if len(different) > 3 else ""),
+            f"warning: class names of model and dataset differ: {first_few(different, 3, '; ')}",
             file=sys.stderr,
         )
 

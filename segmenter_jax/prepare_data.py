@@ -218,7 +218,7 @@ def fetch_ade20k(sha1: str = _ADE20K_SHA1) -> pathlib.Path:
 
     Raises:
       DataError: it has another one.
-      DownloadError: it cannot be downloaded.
+      SourceError: it cannot be downloaded.
     """
     path = cache_dir().parent / "datasets" / _ADE20K_URL.rpartition("/")[2]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Imported where they are installed.
-OPTIONAL = {"tokamax", "torch"}
+OPTIONAL = {"torch"}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 

@@ -67,7 +67,10 @@ def wrong_imports(package: pathlib.Path) -> list[str]:
             if theirs == room or not target:
                 continue
             # Commands, and the package itself, stand above all rooms; nothing imports a command.
-            lower = theirs in rows and rows[theirs] < rows.get(room, len(ROOMS))
+            # Configs import each other only.
+            lower = theirs in rows and rows[theirs] < (
+                0 if room == "configs" else rows.get(room, len(ROOMS))
+            )
             if not lower:
                 wrong.append(f"{name or package.name} imports {target}")
     return sorted(wrong)
@@ -115,6 +118,7 @@ def test_rooms_and_commands_are_those_that_exist():
         ("training/loop.py", "from segmenter_jax import evaluate"),
         ("training/loop.py", "def f():\n    from segmenter_jax.evaluate import main"),
         ("conversion/timm.py", "from segmenter_jax.configs import common"),
+        ("configs/mine.py", "from segmenter_jax.models import vit"),
     ],
 )
 def test_a_planted_wrong_import_is_found(tmp_path, room, line):

@@ -12,7 +12,7 @@ from segmenter_jax.benchmark.inference import benchmark_evaluate, benchmark_infe
 from segmenter_jax.benchmark.kernels import benchmark_attention, benchmark_loss
 from segmenter_jax.benchmark.loader import LoaderSettings, benchmark_loader
 from segmenter_jax.benchmark.measure import Result, Timing, environment
-from segmenter_jax.benchmark.report import publish
+from segmenter_jax.benchmark.report import report
 from segmenter_jax.benchmark.step import StepSettings, benchmark_step
 from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.inference.geometry import InferenceSettings
@@ -182,7 +182,7 @@ def _command(arguments: argparse.Namespace) -> None:
         "scan_layers": config.scan_layers,
     }
     result = settings | values | environment(arguments.devices or jax.device_count())
-    publish(result, arguments.json, arguments.compare)
+    report(result, arguments.json, arguments.compare)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -69,22 +69,18 @@ def measure_stages(
       seed: of the random crops.
 
     Returns:
-      Reading alone; decoding of images and of labels alone, unless the source is decoded; the
-      transform alone and with reading.
+      Reading alone; decoding of images and of labels alone; the transform alone and with reading.
     """
     cv2.setNumThreads(0)
     records = [source[i] for i in range(min(len(source), 64))]
     rng = np.random.default_rng(seed)
     spec = transform.spec
     stages: dict[str, Callable[[int], object]] = {"read": lambda i: source[i % len(source)]}
-    if not isinstance(records[0]["image"], np.ndarray):
-        stages |= {
-            "decode image": lambda i: decode_image(
-                records[i % len(records)]["image"], "image", channels=spec.channels
-            ),
-            "decode label": lambda i: unpack_ids(records[i % len(records)]["label_ids"], "label"),
-        }
     stages |= {
+        "decode image": lambda i: decode_image(
+            records[i % len(records)]["image"], "image", channels=spec.channels
+        ),
+        "decode label": lambda i: unpack_ids(records[i % len(records)]["label_ids"], "label"),
         "transform": lambda i: transform(records[i % len(records)], rng),
         "read and transform": lambda i: transform(source[i % len(source)], rng),
     }

@@ -56,7 +56,7 @@ def table(result: Result, other: Result | None = None) -> str:
     return "\n".join(align(rows))
 
 
-def publish(result: Result, json_path: str | None, compare_path: str | None) -> None:
+def report(result: Result, json_path: str | None, compare_path: str | None) -> None:
     """Prints a result, appends it to a file, and compares it."""
     other = read_result(compare_path) if compare_path else None
     print(table(result, other))

@@ -1,1 +1,1 @@
-"""Weights on disk: model directories, training checkpoints, and foreign formats."""
+"""Weights on disk: model directories and training checkpoints."""

@@ -46,7 +46,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, keep: int):
-        """Opens or creates the folder, and removes what interrupted saves have left.
+        """Opens or creates the folder; what interrupted saves have left goes before the next one.
 
         Args:
           workdir: of the run; local or remote.

@@ -13,13 +13,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 
 from segmenter_jax.checkpoints.atomic import abandon, publish, recover, staging, whole
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params
-from segmenter_jax.runtime.errors import first_line
+from segmenter_jax.runtime import processes
+from segmenter_jax.runtime.errors import first_few, first_line
 from segmenter_jax.runtime.files import absolute
 
 MODEL_FILE = "model.json"
@@ -46,7 +46,7 @@ def check_params(params: Params, config: SegmenterConfig, source: str) -> None:
         ("unexpected", found.keys() - expected.keys()),
     ):
         if names:
-            listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            listed = first_few(sorted(names), 5)
             raise ValueError(f"{source}: {len(names)} parameters are {problem}: {listed}")
     for name, leaf in found.items():
         if tuple(leaf.shape) != expected[name].shape:
@@ -75,7 +75,7 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
     check_params(params, description.model, "save_model")
     if jax.process_index() == 0:
         recover(path, MODEL_FILE)
-    _barrier("recovered")
+    processes.barrier("save_model: recovered")
     if path.is_file() or (
         path.is_dir() and not (path / MODEL_FILE).exists() and any(path.iterdir())
     ):
@@ -88,13 +88,13 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
         if jax.process_index() == 0:
             abandon(path, MODEL_FILE)
         raise
-    _barrier("written")
+    processes.barrier("save_model: written")
 
 
 def _write_params(folder: epath.Path, params: Params) -> None:
     if jax.process_index() == 0:
         folder.mkdir(parents=True)
-    _barrier("prepared")
+    processes.barrier("save_model: prepared")
     params = jax.tree.map(lambda x: x if x.dtype == np.float32 else x.astype(np.float32), params)
     with ocp.Checkpointer(_handler()) as checkpointer:
         checkpointer.save(folder / PARAMS_FOLDER, args=ocp.args.PyTreeSave(params))
@@ -179,8 +179,3 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
         (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
     )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"save_model: {name}")

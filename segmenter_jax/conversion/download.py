@@ -53,7 +53,8 @@ def cached(url: str) -> pathlib.Path:
                 raise SourceError(f"{error}; or fetch {url} and put it at {path}") from None
         digest, record = sha256_of([path]), path.with_name(path.name + ".sha256")
         if not record.exists():
-            record.write_text(digest + "\n")
+            with write_whole(record) as part:
+                part.write_text(digest + "\n")
         elif record.read_text().strip() != digest:
             raise SourceError(
                 f"{path}: has changed since it was put into the cache (its SHA-256 is not that of "
@@ -65,7 +66,7 @@ def cached(url: str) -> pathlib.Path:
 def copied(remote: epath.Path) -> pathlib.Path:
     """A copy of a remote file in the cache, made anew: the file may change under the same name."""
     path = _place(os.fspath(remote))
-    with write_whole(path) as part:
+    with _lock(path), write_whole(path) as part:
         remote.copy(part, overwrite=True)
     return path
 
@@ -97,7 +98,9 @@ def download(url: str, path: os.PathLike | str, attempts: int = 4) -> None:
             except urllib.error.HTTPError as error:
                 error.close()
                 reason = f"the server answers {error.code} {error.reason}"
-                if error.code < 500:
+                if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and version:
+                    version = ""  # From the start.
+                elif error.code < 500:
                     break
             except (OSError, http.client.HTTPException) as error:
                 reason = first_line(error)

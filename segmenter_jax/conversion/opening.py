@@ -23,6 +23,7 @@ from segmenter_jax.models import VARIANTS, SegmenterConfig
 from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import abstract_params
+from segmenter_jax.runtime.errors import first_few
 
 # (their name, shape, why it has no place in a Segmenter).
 Dropped = tuple[str, Shape, str]
@@ -160,7 +161,7 @@ def network(
       fields: of `SegmenterConfig`; `num_heads` and `image_size` only where the source says them,
         `decoder` and `num_classes` only where it has a decoder.
       patches: number of position embeddings of patches.
-      hints: see there.
+      hints: see `Hints`.
 
     Raises:
       SourceError: there is no such network, or something is not said anywhere.
@@ -270,8 +271,8 @@ def _explain(
         for name in rest
     }
     if unknown := sorted(name for name in rest if why[name] is None):
-        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise SourceError(
-            f"{where}: {len(unknown)} arrays have no explanation as {format}: {listed}"
+            f"{where}: {len(unknown)} arrays have no explanation as {format}: "
+            f"{first_few(unknown, 5)}"
         )
     return [(name, shape, why[name]) for name, shape in rest.items()]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
-from segmenter_jax.data.staging import publish, staging
+from segmenter_jax.data.staging import build_folder, move_to_place
 from segmenter_jax.data.traps import SCENE_PARSE150
 from segmenter_jax.runtime.errors import DataError, first_few
 
@@ -189,14 +189,14 @@ def build_dataset(
         raise ValueError(_no_source_message(name, source))
     if name not in GENERATED and source is None:
         raise ValueError(_missing_message(name, data_dir, source))
-    with staging(directory) as folder:
+    with build_folder(directory) as folder:
         builder = make_builder(name, folder, source, allow_partial=allow_partial)
         # TFDS announces a download of unknown size; its bars go to stderr.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 download_dir=folder / "downloads", file_format="array_record"
             )
-        publish(folder / name / VERSION, directory, overwrite=overwrite)
+        move_to_place(folder / name / VERSION, directory, overwrite=overwrite)
     return open_dataset(name, data_dir, source)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def staging(directory: Path) -> Iterator[Path]:
+def build_folder(directory: Path) -> Iterator[Path]:
     """A folder to build a dataset in; gone after the block, with folders that were made for it.
 
     Only a process that is killed leaves it, and the next build of the dataset removes it. Builds
@@ -41,11 +41,11 @@ def staging(directory: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
-def publish(built: Path, directory: Path, *, overwrite: bool) -> None:
+def move_to_place(built: Path, directory: Path, *, overwrite: bool) -> None:
     """Moves a built dataset to its place, unless another process has built it meanwhile.
 
     Args:
-      built: in a folder of `staging`, on the same disk.
+      built: in a folder of `build_folder`, on the same disk.
       directory: its place.
       overwrite: take the place of what is there.
     """

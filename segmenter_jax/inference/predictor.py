@@ -194,12 +194,13 @@ def read_model(path: os.PathLike | str, **options: Any) -> tuple[ModelDescriptio
     """Description and parameters of any model that `load` takes, with the options of `load`."""
     from segmenter_jax.conversion.locate import locate
 
-    if not options and locate(path).is_model:
-        return load_model(path)
+    place = locate(path)
+    if place.is_model and not options:
+        return load_model(place.path)
     # Readers of foreign formats are needed here only.
     from segmenter_jax.conversion.convert import ConvertOptions, convert
 
-    description, params, _ = convert(path, ConvertOptions(**options))
+    description, params, _ = convert(place.path, ConvertOptions(**options))
     return description, params
 
 

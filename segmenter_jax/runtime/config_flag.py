@@ -109,9 +109,11 @@ def _check_fields(config: ml_collections.ConfigDict, name: str) -> None:
         for field in match[1].split(".") if match else ():
             fields = list(group) if isinstance(group, ml_collections.ConfigDict) else []
             if field not in fields:
+                if not fields:
+                    raise ConfigFlagError(f"{match[0]}: {place} is a value and has no fields")
                 # All of them, the likeliest first.
-                likely = difflib.get_close_matches(field, fields, len(fields) or 1, cutoff=0)
+                likely = difflib.get_close_matches(field, fields, len(fields), cutoff=0)
                 raise ConfigFlagError(
-                    f"{match[0]}: {place} has no field {field!r}, but {', '.join(likely) or 'none'}"
+                    f"{match[0]}: {place} has no field {field!r}, but {', '.join(likely)}"
                 )
             group, place = group[field], f"{place}.{field}"

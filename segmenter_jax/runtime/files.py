@@ -31,8 +31,12 @@ def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
       path: local or remote; its folder is made where it is missing.
 
     Yields:
-      A path beside it with the same suffix.
+      A path beside it with the same suffix; `path` itself where it is a device or a pipe.
     """
+    regular = os.path.isfile(path) or os.path.isdir(path)
+    if is_local(path) and os.path.exists(path) and not regular:
+        yield epath.Path(path)
+        return
     path = absolute(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".incomplete.{path.name}"

@@ -126,15 +126,19 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not count during a block."""
+        """Does not count during a block; after it, if it counted before."""
+        counted = self._armed is not None
         self.stop()
         yield
-        self.beat()
+        if counted:
+            self.beat()
 
     def stop(self) -> None:
         """Does not count until the next `beat`."""
-        faulthandler.cancel_dump_traceback_later()
-        self._armed = None
+        # There is one alarm in a process: another's stays.
+        if self._armed is not None:
+            faulthandler.cancel_dump_traceback_later()
+            self._armed = None
 
 
 class StepProfile:

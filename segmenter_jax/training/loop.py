@@ -1,4 +1,4 @@
-"""The training loop. Every side effect of training is here."""
+"""The training loop; every side effect of training is called from here."""
 
 import contextlib
 import dataclasses
@@ -130,7 +130,7 @@ class _Loop:
             if self.step < total:
                 self._log_memory()
             self.progress.started = time.monotonic()
-            # What nobody puts on the devices on purpose is an error: it would cost time each step.
+            # A copy to the devices that nobody asked for is an error: it costs time in each step.
             with jax.transfer_guard_host_to_device("disallow"):
                 while self.step < total and not self.stopped:
                     self._train_step(next(batches), bar)

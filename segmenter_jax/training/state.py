@@ -1,4 +1,4 @@
-"""What a training step reads and replaces, and what of a config it depends on."""
+"""What a training step reads and replaces, and what it does besides."""
 
 import dataclasses
 
@@ -7,31 +7,6 @@ import jax
 import optax
 
 from segmenter_jax.models.params import Params
-
-# Fields of a config that a saved state belongs to: a run with another value cannot resume from it.
-FIXED_FIELDS = frozenset(
-    {
-        "seed",
-        "optimizer.name",
-        "augment.crop_size",
-        "model.variant",
-        "model.width",
-        "model.depth",
-        "model.num_heads",
-        "model.distilled",
-        "model.dropout_rate",
-        "model.drop_path_rate",
-        "model.layer_norm_eps",
-        "model.gelu",
-        "model.decoder",
-        "model.decoder_depth",
-        "model.decoder_dropout_rate",
-        "model.decoder_drop_path_rate",
-    }
-)
-
-# Fields that add a part to a saved state: their value may change, but not from or to off.
-SWITCHED_FIELDS = frozenset({"ema_decay", "optimizer.freeze_encoder"})
 
 
 @flax.struct.dataclass

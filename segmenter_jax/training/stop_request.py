@@ -14,7 +14,7 @@ import jax
 
 from segmenter_jax.runtime import processes
 
-# Steps between a signal and the step that all processes stop at: nothing waits for an answer.
+# Steps that pass between a signal and the stop, so that no step waits for the other processes.
 LAG = 2
 
 

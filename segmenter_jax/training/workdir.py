@@ -1,4 +1,4 @@
-"""What the folder of a run remembers: its config, and where its first parameters come from."""
+"""What the folder of a run remembers, and with which other settings it may be resumed."""
 
 import dataclasses
 import importlib.metadata
@@ -22,12 +22,36 @@ from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.training import sharding
-from segmenter_jax.training.state import FIXED_FIELDS, SWITCHED_FIELDS
 
 CONFIG_FILE = "config.json"
 ORIGIN_FILE = "init_from.json"
 
 _TRIAL_FOLDER = ".trial"
+
+# Fields of a config that a saved state belongs to: a run with another value cannot resume from it.
+FIXED_FIELDS = frozenset(
+    {
+        "seed",
+        "optimizer.name",
+        "augment.crop_size",
+        "model.variant",
+        "model.width",
+        "model.depth",
+        "model.num_heads",
+        "model.distilled",
+        "model.dropout_rate",
+        "model.drop_path_rate",
+        "model.layer_norm_eps",
+        "model.gelu",
+        "model.decoder",
+        "model.decoder_depth",
+        "model.decoder_dropout_rate",
+        "model.decoder_drop_path_rate",
+    }
+)
+
+# Fields that add a part to a saved state: their value may change, but not from or to off.
+SWITCHED_FIELDS = frozenset({"ema_decay", "optimizer.freeze_encoder"})
 
 
 def check_same_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:

@@ -229,10 +229,13 @@ def test_a_failure_outside_of_the_files_sets_nothing_aside(workdir, monkeypatch,
 def test_interrupted_save_leaves_nothing_behind(workdir):
     folder = workdir / "checkpoints"
     shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    mesh = sharding.make_mesh()
     checkpoints = Checkpoints(workdir, keep=2)
-    assert_is_state(checkpoints.restore(target(sharding.make_mesh()))[0], 2)
+    assert_is_state(checkpoints.restore(target(mesh))[0], 2)
+    # Orbax clears in the background, and waits for that before it saves.
+    checkpoints.save(make_state(3, mesh), POSITION, 3)
     checkpoints.close()
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
 
 
 def test_full_disk_is_an_error_and_keeps_what_there_is(workdir):

@@ -136,7 +136,7 @@ def test_debug_shows_where_a_config_file_fails(refused, tmp_path):
         ),
         (
             "--config.model.decoder.depth=1",
-            "--config.model.decoder.depth: config.model.decoder has no field 'depth', but none\n",
+            "--config.model.decoder.depth: config.model.decoder is a value and has no fields\n",
         ),
         (
             "--config.batch_size=many",

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from segmenter_jax.runtime.files import write_whole
@@ -25,3 +27,13 @@ def test_failure_leaves_the_older_file_and_nothing_else(tmp_path):
 def test_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), write_whole(tmp_path / "scores.json"):
         pass
+
+
+def test_a_pipe_is_written_to_as_it_is(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with write_whole(pipe) as part:
+        part.write_text("1")
+    assert os.read(reader, 10) == b"1" and pipe.is_fifo()
+    os.close(reader)

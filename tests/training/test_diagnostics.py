@@ -97,7 +97,8 @@ def test_profile_needs_a_local_folder():
 
 def test_training_goes_on_without_a_profile_that_fails(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logger, "propagate", True)
-    (tmp_path / "profile").write_text("in the way")
+    obstacle = tmp_path / "profile"
+    obstacle.write_text("in the way")
     profile = StepProfile(epath.Path(tmp_path), 5, 2)
     due = []
     for step in range(5, 20):
@@ -106,6 +107,9 @@ def test_training_goes_on_without_a_profile_that_fails(tmp_path, caplog, monkeyp
             profile.switch()
     profile.close()
     assert due[0] == 15 and "no profile: " in caplog.text
+    # The profiler is one for the whole process, and still waits for its folder.
+    obstacle.unlink()
+    jax.profiler.stop_trace()
 
 
 def test_stall_prints_what_every_thread_is_doing(capfd, monkeypatch):

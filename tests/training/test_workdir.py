@@ -15,8 +15,9 @@ from segmenter_jax.configs import common
 from segmenter_jax.models.params import init_params
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import sharding
-from segmenter_jax.training.state import FIXED_FIELDS, SWITCHED_FIELDS
 from segmenter_jax.training.workdir import (
+    FIXED_FIELDS,
+    SWITCHED_FIELDS,
     check_same_run,
     initial_params,
     try_saving,
