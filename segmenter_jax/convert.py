@@ -13,6 +13,7 @@ from typing import get_args
 from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.conversion import reference
 from segmenter_jax.conversion.convert import ConvertOptions, convert
+from segmenter_jax.models.config import Decoder
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.resampling import Method
 from segmenter_jax.runtime.command import run_command
@@ -60,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--variant", help="insist on a size, for example L/16")
     add("--image_size", type=_size, help="training size in pixels: 640, or HEIGHTxWIDTH")
     add("--num_classes", type=int, help="classes; another number re-initialises what depends on it")
-    add("--decoder", choices=("mask", "linear"), help="another kind is newly initialised")
+    add("--decoder", choices=get_args(Decoder), help="another kind is newly initialised")
     add("--in_channels", type=int, help="image channels; patch kernels are inflated")
     add("--num_heads", type=int, help="of the encoder, where neither file nor width tells")
     add("--layer_norm_eps", type=float, help="default: what the format was trained with")

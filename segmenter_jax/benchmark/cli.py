@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import jax
 
@@ -18,7 +19,7 @@ from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS
-from segmenter_jax.models.config import DTYPES
+from segmenter_jax.models.config import DTYPES, Decoder
 from segmenter_jax.runtime.command import run_command, scale_list, use_compilation_cache
 from segmenter_jax.runtime.host import keep_freed_memory
 
@@ -53,7 +54,7 @@ def _common() -> argparse.ArgumentParser:
     model.add_argument("--variant", default="Ti/16", help="Ti, S, B or L, and the patch size")
     model.add_argument("--size", type=int, default=512, help="side of crop and window, in pixels")
     model.add_argument("--classes", type=int, default=150)
-    model.add_argument("--decoder", choices=("mask", "linear"), default="mask")
+    model.add_argument("--decoder", choices=get_args(Decoder), default="mask")
     for name in ("width", "depth", "num_heads"):
         model.add_argument(f"--{name}", type=int, help="replaces the variant's")
     model.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")

@@ -56,7 +56,7 @@ class Checkpoints:
           ValueError: `keep` is below 1.
         """
         if keep < 1:
-            raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
+            raise ValueError(f"{keep=} must be at least 1")
         self._path = absolute(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._path,

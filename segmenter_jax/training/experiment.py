@@ -203,6 +203,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     for name, least in (
         ("total_steps", 1),
         ("optimizer.max_skipped_updates", 0),
+        ("checkpoint.keep", 1),
         ("log.profile_steps", 0),
         ("log.stall_seconds", 0),
     ):

@@ -261,5 +261,5 @@ def test_nothing_saved_is_nothing_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert checkpoints.restore(target(sharding.make_mesh())) is None
     checkpoints.close()
-    with pytest.raises(ValueError, match=r"checkpoint\.keep must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="keep=0 must be at least 1"):
         Checkpoints(tmp_path, keep=0)
