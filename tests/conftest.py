@@ -24,6 +24,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+# Files that take longest, so that no worker begins one when the others have finished.
+FIRST = ("test_program", "test_loop", "test_options", "test_processes", "test_notebook", "test_vit")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
@@ -39,3 +42,8 @@ def source(tmp_path_factory) -> pathlib.Path:
     from tests.tiny_runs import write_dataset
 
     return write_dataset(tmp_path_factory.mktemp("data") / "scenes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the order within a file stays."""
+    items.sort(key=lambda item: FIRST.index(s) if (s := item.path.stem) in FIRST else len(FIRST))
