@@ -5,9 +5,15 @@ import pathlib
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
+
+# Of the environment, which need not be the one that is active.
+SHELLCHECK = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent) or shutil.which(
+    "shellcheck"
+)
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = ("local_processes.sh", "slurm.sbatch", "tpu_vm.sh")
@@ -40,9 +46,9 @@ def test_scripts_are_sound_shell(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_shellcheck_has_nothing_to_say(script):
-    result = subprocess.run(["shellcheck", LAUNCH / script], capture_output=True, text=True)
+    result = subprocess.run([SHELLCHECK, LAUNCH / script], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
