@@ -1,5 +1,6 @@
 """The table of memory, the profile of some steps, and the alarm of a run that hangs."""
 
+import contextlib
 import dataclasses
 import time
 import types
@@ -107,9 +108,10 @@ def test_training_goes_on_without_a_profile_that_fails(tmp_path, caplog, monkeyp
             profile.switch()
     profile.close()
     assert due[0] == 15 and "no profile: " in caplog.text
-    # The profiler is one for the whole process, and still waits for its folder.
+    # The profiler is one for the whole process; before jax 0.11 it still waits for its folder.
     obstacle.unlink()
-    jax.profiler.stop_trace()
+    with contextlib.suppress(RuntimeError):
+        jax.profiler.stop_trace()
 
 
 def test_stall_prints_what_every_thread_is_doing(capfd, monkeypatch):
