@@ -108,7 +108,7 @@ def test_training_goes_on_without_a_profile_that_fails(tmp_path, caplog, monkeyp
             profile.switch()
     profile.close()
     assert due[0] == 15 and "no profile: " in caplog.text
-    # The profiler is one for the whole process; before jax 0.11 it still waits for its folder.
+    # The profiler is one for the whole process; that of older releases still waits for its folder.
     obstacle.unlink()
     with contextlib.suppress(RuntimeError):
         jax.profiler.stop_trace()
