@@ -33,8 +33,8 @@ class InferenceSettings:
       aspect_bound: the long side is scaled to at most `aspect_bound * base_size`.
       scales: factors on top of `base_size`, one version of the image for each.
       flip: every version is also seen flipped left to right.
-      batch_size: windows at a time, rounded up to a multiple of the devices; None chooses by the
-        kind of device.
+      batch_size: windows at a time, rounded up to a multiple of the devices, or on one CPU of the
+        calls that run side by side (see `calls`); None chooses by the kind of device.
     """
 
     window: int

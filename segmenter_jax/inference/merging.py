@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from segmenter_jax.inference.calls import Calls
 from segmenter_jax.inference.geometry import (
     AxisGeometry,
     AxisTiles,
@@ -32,9 +33,6 @@ OUTPUTS = ("ids", "probs", "confidence", "entropy", "top_ids", "top_probs")
 # in cache; accelerators want fewer and larger pieces of work.
 _CPU_TILE = (64, 128)
 _TILE = (128, 512)
-
-# Tiles that the devices are given before the first is waited for: bounds the memory of an image.
-_TILES_AHEAD = 2
 
 
 @dataclasses.dataclass
@@ -152,7 +150,12 @@ class Merger:
     """Keeps the patch logits of windows, and makes the maps of an image from them."""
 
     def __init__(
-        self, window: int, stride: int, config: SegmenterConfig, sharding: NamedSharding
+        self,
+        window: int,
+        stride: int,
+        config: SegmenterConfig,
+        sharding: NamedSharding,
+        calls: Calls,
     ) -> None:
         """Chooses the tiles.
 
@@ -160,7 +163,9 @@ class Merger:
           window, stride: in pixels.
           config: of the network.
           sharding: splits the tiles of a call over the devices, one for each.
+          calls: start the programs.
         """
+        self._calls = calls
         self._window, self._stride, self._num_classes = window, stride, config.num_classes
         self._grid = patch_grid((window, window), config.patch_size)
         self._on_cpu = next(iter(sharding.device_set)).platform == "cpu"
@@ -178,15 +183,15 @@ class Merger:
         shape = (n * patches for n, patches in zip(counts, self._grid, strict=True))
         return Version(size, flipped, np.empty((*shape, self._num_classes), np.float32))
 
-    def collect(self, places: Sequence[tuple[Version, int, int]], logits: jax.Array) -> None:
-        """Takes in the logits of a batch of windows, as soon as they are computed.
+    def collect(self, places: Sequence[tuple[Version, int, int]], logits: np.ndarray) -> None:
+        """Takes in the logits of a batch of windows.
 
         Args:
           places: of each window, its version, and its row and column among the windows of that.
-          logits: float32 (B, h, w, K) on the devices; what is beyond the places is padding.
+          logits: float32 (B, h, w, K); what is beyond the places is padding.
         """
         h, w = self._grid
-        for (version, i, j), values in zip(places, jax.device_get(logits), strict=False):
+        for (version, i, j), values in zip(places, logits, strict=False):
             version.logits[i * h : (i + 1) * h, j * w : (j + 1) * w] = values
 
     def __call__(
@@ -218,10 +223,17 @@ class Merger:
         tiles = itertools.product(*(range(len(axis.spans)) for axis in axes))
         chunks = iter(lambda: list(itertools.islice(tiles, self._tiles_per_call)), [])
         options = outputs, top_k, self._on_cpu
-        started = ((c, _tile_maps(*self._operands(versions, axes, c), *options)) for c in chunks)
+
+        def start(chunk: list[tuple[int, int]]) -> Callable[[], dict[str, np.ndarray]]:
+            operands = self._operands(versions, axes, chunk)
+            call = functools.partial(_tile_maps, *operands, *options)
+            return self._calls.start((_tile_maps, len(versions), *options), call)
+
+        started = ((chunk, start(chunk)) for chunk in chunks)
         maps: dict[str, np.ndarray] = {}
-        for chunk, computed in read_ahead(started, _TILES_AHEAD):
-            _write_tiles(maps, size, axes, chunk, jax.device_get(computed))
+        # Bounds the memory that a large image takes.
+        for chunk, wait in read_ahead(started, self._calls.ahead):
+            _write_tiles(maps, size, axes, chunk, wait())
         return maps
 
     def _operands(

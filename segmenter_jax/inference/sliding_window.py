@@ -12,13 +12,14 @@ size: whatever the images, a handful of programs is compiled.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from segmenter_jax.inference.calls import Calls
 from segmenter_jax.inference.geometry import (
     InferenceSettings,
     check_image,
@@ -32,9 +33,6 @@ from segmenter_jax.models.normalization import normalize
 
 Example = Mapping[str, Any]
 Maps = dict[str, np.ndarray]
-
-# Batches that the devices are given before the first is waited for.
-_BATCHES_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,9 +96,15 @@ class SlidingWindow:
         mesh = Mesh(np.array(devices), ("batch",))
         self._split = NamedSharding(mesh, PartitionSpec("batch"))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        windows_at_a_time = 1 if devices[0].platform == "cpu" else 8 * len(devices)
-        self._batch_size = round_up(settings.batch_size or windows_at_a_time, len(devices))
-        self.merge = Merger(settings.window, settings.stride, model.config, self._split)
+        self._calls = Calls(devices, settings.batch_size)
+        batch_size = settings.batch_size or (
+            1 if devices[0].platform == "cpu" else 8 * len(devices)
+        )
+        # Windows at a time are shared between the calls that run at a time.
+        self._batch_size = round_up(-(-batch_size // self._calls.at_a_time), len(devices))
+        self.merge = Merger(
+            settings.window, settings.stride, model.config, self._split, self._calls
+        )
 
     def predict(
         self,
@@ -134,9 +138,9 @@ class SlidingWindow:
     ) -> Iterator[tuple[Example, Maps]]:
         windows = itertools.chain.from_iterable(map(self._cut, examples))
         batches = iter(lambda: list(itertools.islice(windows, self._batch_size)), [])
-        started = ((batch, self._logits(params, batch)) for batch in batches)
-        for batch, logits in read_ahead(started, _BATCHES_AHEAD):
-            self.merge.collect([window.place for window in batch], logits)
+        started = ((batch, self._start(params, batch)) for batch in batches)
+        for batch, wait in read_ahead(started, self._calls.ahead):
+            self.merge.collect([window.place for window in batch], wait())
             for image in (window.completes for window in batch if window.completes):
                 size = image.example["image"].shape[:2]
                 yield image.example, self.merge(image.versions, size, outputs, top_k)
@@ -176,12 +180,16 @@ class SlidingWindow:
                 previous = _Window(window, (version, row, column))
         yield dataclasses.replace(previous, completes=image)
 
-    def _logits(self, params: Any, windows: list[_Window]) -> jax.Array:
-        """Starts the forward pass of a batch, filled up with zeros: (B, h, w, K) on the devices."""
+    def _start(self, params: Any, windows: list[_Window]) -> Callable[[], np.ndarray]:
+        """Starts the forward pass of a batch, filled up with zeros, to logits (B, h, w, K)."""
         # Enlarged images are float; all others travel as bytes.
         dtype = np.result_type(*(window.pixels for window in windows))
         batch = np.zeros((self._batch_size, *windows[0].pixels.shape), dtype)
         for slot, window in zip(batch, windows, strict=False):
             slot[:] = window.pixels
-        placed = jax.device_put(batch, self._split)
-        return _forward(params, placed, self.model, self._mean, self._std)
+
+        def forward() -> jax.Array:
+            placed = jax.device_put(batch, self._split)
+            return _forward(params, placed, self.model, self._mean, self._std)
+
+        return self._calls.start((_forward, dtype), forward)
