@@ -14,9 +14,9 @@ import numpy as np
 from segmenter_jax.benchmark.measure import Result, Timing, time_calls
 from segmenter_jax.benchmark.step import StepSettings, TrainingStep
 from segmenter_jax.data.datasets import Dataset
-from segmenter_jax.data.images import decode_image, unpack_ids
+from segmenter_jax.data.images import decode_image
 from segmenter_jax.data.pipeline import train_batches
-from segmenter_jax.data.transforms import TrainTransform
+from segmenter_jax.data.transforms import TrainTransform, read_label
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.training.program import Batch
 from segmenter_jax.training.step_metrics import MAX_STEPS_IN_FLIGHT
@@ -71,20 +71,25 @@ def measure_stages(
     Returns:
       Reading alone; decoding of images and of labels alone; the transform alone and with reading.
     """
+    # As the loader has it, which gives each of its threads one core.
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
     records = [source[i] for i in range(min(len(source), 64))]
     rng = np.random.default_rng(seed)
     spec = transform.spec
-    stages: dict[str, Callable[[int], object]] = {"read": lambda i: source[i % len(source)]}
-    stages |= {
+    stages: dict[str, Callable[[int], object]] = {
+        "read": lambda i: source[i % len(source)],
         "decode image": lambda i: decode_image(
             records[i % len(records)]["image"], "image", channels=spec.channels
         ),
-        "decode label": lambda i: unpack_ids(records[i % len(records)]["label_ids"], "label"),
+        "decode label": lambda i: read_label(records[i % len(records)], spec),
         "transform": lambda i: transform(records[i % len(records)], rng),
         "read and transform": lambda i: transform(source[i % len(source)], rng),
     }
-    return [_rate(stage, work, seconds) for stage, work in stages.items()]
+    try:
+        return [_rate(stage, work, seconds) for stage, work in stages.items()]
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _rate(stage: str, work: Callable[[int], object], seconds: float) -> Rate:

@@ -72,13 +72,17 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
     if "label" not in record:
         raise DataError(f"{name}: the record has no label")
     image = decode_image(record["image"], name, channels=spec.channels)
-    if "label_ids" in record:
-        label = unpack_ids(record["label_ids"], name)
-    else:
-        label = decode_label(record["label"], spec, name)
+    label = read_label(record, spec)
     if image.shape[:2] != label.shape:
         raise DataError(f"{name}: image {image.shape[:2]} and label {label.shape} differ in size")
     return image, label
+
+
+def read_label(record: Record, spec: DatasetSpec) -> np.ndarray:
+    """Label of a record in trained ids, uint8 (H, W); see `decode_record`."""
+    if "label_ids" in record:
+        return unpack_ids(record["label_ids"], record["name"])
+    return decode_label(record["label"], spec, record["name"])
 
 
 def _nearest(length: int, resized: int) -> np.ndarray:
