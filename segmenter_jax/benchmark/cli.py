@@ -177,7 +177,7 @@ def _command(arguments: argparse.Namespace) -> None:
         "batch": arguments.batch_size,
         "classes": arguments.classes,
         "decoder": config.decoder,
-        "dtype": config.compute_dtype,
+        "dtype": config.compute_dtype(),
         "attention": config.attention,
         "remat": config.remat,
         "scan_layers": config.scan_layers,

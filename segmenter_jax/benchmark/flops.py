@@ -46,7 +46,7 @@ def forward_flops(config: SegmenterConfig) -> dict[str, int]:
     """
     width, classes = config.width, config.num_classes
     patches = num_tokens(config) - config.num_extra_tokens
-    mlp_dim = config.encoder_block.mlp_dim
+    mlp_dim = config.encoder_block().mlp_dim
     work = {
         "embedding": 2 * patches * config.patch_size**2 * config.in_channels * width,
         "encoder": config.depth * _block(num_tokens(config), width, mlp_dim),

@@ -18,7 +18,7 @@ def benchmark_attention(config: SegmenterConfig, batch_size: int, timing: Timing
     """Forward, and forward with backward, of the encoder's attention."""
     tokens, heads = num_tokens(config), config.num_heads
     head_dim = config.width // heads
-    dtype = jnp.dtype(config.compute_dtype)
+    dtype = jnp.dtype(config.compute_dtype())
     keys = jax.random.split(jax.random.key(0), 4)
     shape = (batch_size, tokens, heads, head_dim)
     query, key, value, cotangent = (jax.random.normal(k, shape, dtype) for k in keys)

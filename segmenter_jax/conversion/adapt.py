@@ -170,7 +170,7 @@ def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:
 
 def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
     def value(c: SegmenterConfig, field: str) -> Any:
-        return getattr(c.encoder_block if field == "mlp_dim" else c, field)
+        return getattr(c.encoder_block() if field == "mlp_dim" else c, field)
 
     for field in (*_ENCODER_FIELDS, "mlp_dim"):
         found, wanted = value(opened.config, field), value(config, field)

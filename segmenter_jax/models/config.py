@@ -4,11 +4,11 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.layers import Gelu
+from segmenter_jax.models.placement import Placement, platform_of
 from segmenter_jax.models.transformer import BlockConfig
 
 # Encoder sizes of the paper, table 1: name -> width, layers, heads.
@@ -115,32 +115,35 @@ class SegmenterConfig:
             )
         return cls(**(VARIANTS[name] | {"patch_size": int(patch)} | overrides))
 
-    @property
-    def encoder_block(self) -> BlockConfig:
-        """What all blocks of the encoder share: the fields of the same names."""
+    def encoder_block(self, mesh: Placement = None) -> BlockConfig:
+        """What all blocks of the encoder share: the fields of the same names.
+
+        Args:
+          mesh: where the network runs, see `Segmenter`.
+        """
         fields = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(BlockConfig)
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(BlockConfig)
+            if field.name != "mesh"
         }
         fields["mlp_dim"] = self.mlp_dim or 4 * self.width
-        fields["dtype"] = jnp.dtype(self.compute_dtype)
-        return BlockConfig(**fields)
+        fields["dtype"] = jnp.dtype(self.compute_dtype(mesh))
+        return BlockConfig(**fields, mesh=mesh)
 
-    @property
-    def decoder_block(self) -> BlockConfig:
-        """What all blocks of the mask decoder share."""
+    def decoder_block(self, mesh: Placement = None) -> BlockConfig:
+        """What all blocks of the mask decoder share; as `encoder_block`."""
         return dataclasses.replace(
-            self.encoder_block,
+            self.encoder_block(mesh),
             num_heads=max(self.width // 64, 1),
             mlp_dim=4 * self.width,
             dropout_rate=self.decoder_dropout_rate,
         )
 
-    @property
-    def compute_dtype(self) -> str:
-        """`dtype`, with "auto" decided by the devices at hand."""
+    def compute_dtype(self, mesh: Placement = None) -> str:
+        """`dtype`, with "auto" decided by the devices of a mesh, see `Segmenter`."""
         if self.dtype != "auto":
             return self.dtype
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return "float32" if platform_of(mesh) == "cpu" else "bfloat16"
 
     @property
     def grid(self) -> tuple[int, int]:

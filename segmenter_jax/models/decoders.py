@@ -7,6 +7,7 @@ from jax.nn import initializers
 
 from segmenter_jax.models.config import SegmenterConfig
 from segmenter_jax.models.layers import Dense, LayerNorm, dense_init
+from segmenter_jax.models.placement import Placement
 from segmenter_jax.models.transformer import block_class, drop_path_rates
 
 
@@ -14,6 +15,7 @@ class LinearDecoder(nn.Module):
     """One dense layer on every patch token. Source: Segmenter section 3.2, "Linear"."""
 
     config: SegmenterConfig
+    mesh: Placement = None
 
     @nn.compact
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
@@ -44,11 +46,12 @@ class MaskTransformerDecoder(nn.Module):
     """
 
     config: SegmenterConfig
+    mesh: Placement = None
 
     @nn.compact
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
         """Maps patch tokens (B, N, D) to float32 logits (B, N, num_classes)."""
-        c, block = self.config, self.config.decoder_block
+        c, block = self.config, self.config.decoder_block(self.mesh)
         batch, num_patches, width = patches.shape
         x = Dense(width, block.dtype, name="proj_dec")(patches)
         classes = self.param("class_embedding", dense_init, (1, c.num_classes, width))

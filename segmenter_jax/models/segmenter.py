@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from segmenter_jax.models.config import SegmenterConfig, patch_grid
 from segmenter_jax.models.decoders import LinearDecoder, MaskTransformerDecoder
+from segmenter_jax.models.placement import Placement
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import VisionTransformer
 
@@ -16,13 +17,20 @@ _DECODERS = {"mask": MaskTransformerDecoder, "linear": LinearDecoder}
 
 
 class Segmenter(nn.Module):
-    """ViT encoder and decoder; logits stay at patch resolution (see `upsample`)."""
+    """ViT encoder and decoder; logits stay at patch resolution (see `upsample`).
+
+    Attributes:
+      config: the network.
+      mesh: the devices that it runs on, the batch split over all axes; they decide what "auto"
+        means in the config. None leaves them to JAX.
+    """
 
     config: SegmenterConfig
+    mesh: Placement = None
 
     def setup(self) -> None:
-        self.encoder = VisionTransformer(self.config)
-        self.decoder = _DECODERS[self.config.decoder](self.config)
+        self.encoder = VisionTransformer(self.config, self.mesh)
+        self.decoder = _DECODERS[self.config.decoder](self.config, self.mesh)
 
     def encode(self, image: jax.Array, train: bool = False) -> jax.Array:
         """Normalised encoder tokens.

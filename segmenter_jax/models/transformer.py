@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from segmenter_jax.models.attention import attention, attention_weights
 from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, gelu
+from segmenter_jax.models.placement import Placement
 
 # Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
 ATTENTION_MAPS = "attention_maps"
@@ -19,6 +20,8 @@ ATTENTION_MAPS = "attention_maps"
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
     """What all blocks of an encoder or a decoder share; see `SegmenterConfig` for the meaning.
+
+    `mesh` is the network's, see `Segmenter`.
 
     A field that `SegmenterConfig` has under the same name reaches every block of the encoder, and
     those of the mask decoder where `SegmenterConfig.decoder_block` does not replace it.
@@ -31,6 +34,7 @@ class BlockConfig:
     gelu: Gelu
     attention: str
     dtype: jnp.dtype
+    mesh: Placement
 
 
 class Attention(nn.Module):
@@ -52,13 +56,15 @@ class Attention(nn.Module):
         kernel = jnp.concatenate([k.reshape(width, width) for k, _ in parts], axis=1)
         bias = jnp.concatenate([b.reshape(width) for _, b in parts])
         qkv = dense(x, kernel.astype(dtype), bias.astype(dtype))
-        qkv = qkv.reshape(batch, length, 3, heads, head_dim)
         # A split, not three slices: its gradient is one concatenation instead of three padded sums.
-        query, key, value = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
+        parts = jnp.split(qkv, 3, axis=-1)
+        query, key, value = (part.reshape(batch, length, heads, head_dim) for part in parts)
 
         if self.is_mutable_collection(ATTENTION_MAPS):
             self.sow(ATTENTION_MAPS, "weights", attention_weights(query, key))
-        y = attention(query, key, value, self.config.attention)
+        # Parameters are made with a batch of 1, which is not split over devices.
+        implementation = "xla" if self.is_initializing() else self.config.attention
+        y = attention(query, key, value, implementation, self.config.mesh)
 
         kernel, bias = KernelBias((heads, head_dim, width), (width,), name="out")()
         kernel = kernel.reshape(width, width)

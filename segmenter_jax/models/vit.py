@@ -14,6 +14,7 @@ from jax.nn import initializers
 
 from segmenter_jax.models.config import SegmenterConfig
 from segmenter_jax.models.layers import KernelBias, LayerNorm, dense, dense_init
+from segmenter_jax.models.placement import Placement
 from segmenter_jax.models.resampling import Method, resize_matrix
 from segmenter_jax.models.transformer import (
     ATTENTION_MAPS,
@@ -65,6 +66,7 @@ class VisionTransformer(nn.Module):
     """
 
     config: SegmenterConfig
+    mesh: Placement = None
 
     @nn.compact
     def __call__(self, image: jax.Array, deterministic: bool) -> jax.Array:
@@ -77,7 +79,7 @@ class VisionTransformer(nn.Module):
         Returns:
           (B, num_extra_tokens + h * w, width) in the compute dtype.
         """
-        c, block = self.config, self.config.encoder_block
+        c, block = self.config, self.config.encoder_block(self.mesh)
         x = self._tokens(image, block.dtype)
         x = Dropout(c.dropout_rate)(x, deterministic)
         rates = drop_path_rates(c.drop_path_rate, c.depth)

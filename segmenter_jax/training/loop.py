@@ -291,13 +291,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
 
 
 def _log_run(experiment: Experiment, state: TrainState) -> None:
-    program = experiment.program
+    program, batch_size = experiment.program, experiment.config.batch_size
+    dtype = program.model.config.compute_dtype(program.mesh)
     logger.info(
-        "%s\n%s, %s, %s",
+        "%s\n%s, %s, batch %d, compute %s",
         parameter_overview.get_parameter_overview(state.params, include_stats=False),
         _count("device", program.mesh.size),
         _count("host", jax.process_count()),
-        f"batch {experiment.config.batch_size}, compute {program.model.config.compute_dtype}",
+        batch_size,
+        dtype,
     )
     if seconds := experiment.config.log.stall_seconds:
         logger.info("if no step ends for %g s, what every thread is doing is printed", seconds)

@@ -7,19 +7,20 @@ patches. Memory is one block plus one gradient of the size of the patch logits.
 """
 
 import functools
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from segmenter_jax.models import upsample
+from segmenter_jax.models.placement import Placement, platform_of
 from segmenter_jax.models.resampling import resize_matrix
 
 Implementation = Literal["fused", "plain"]
 
-# Bytes of one block of pixel logits, by platform. Two CPU cores: best of 1 to 16 rows at Ti/16@512,
-# 150 classes, batch 2 and 8. Elsewhere: what fits in the second-level cache of a large GPU.
-_BLOCK_BYTES = {"cpu": 5 << 20}
+# Bytes of one block of pixel logits, by platform. One row of pixels on a CPU, where sums over rows
+# are slow; many on a TPU, which writes no block down; else what fits in a large GPU's cache.
+_BLOCK_BYTES = {"cpu": 0, "tpu": 64 << 20}
 _DEFAULT_BLOCK_BYTES = 32 << 20
 
 _matmul = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -33,7 +34,7 @@ def segmentation_loss(
     ignore_label: int,
     class_weights: jax.Array | None = None,
     implementation: Implementation = "fused",
-    num_shards: int = 1,
+    mesh: Placement = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of the cross entropy over labelled pixels, and what to divide it by.
 
@@ -49,7 +50,7 @@ def segmentation_loss(
       ignore_label: value of pixels that count for nothing.
       class_weights: (K,), a pixel's weight by its class; None means 1.
       implementation: "fused", or "plain", which materialises (B, H, W, K) and is the reference.
-      num_shards: devices the batch is split over. Sizes blocks, changes no result.
+      mesh: the devices that B is split over. Sizes blocks, changes no result.
 
     Returns:
       loss_sum: float32 scalar, nats times weight.
@@ -76,8 +77,8 @@ def segmentation_loss(
     logits = logits.astype(jnp.float32)
     if implementation == "plain":
         return _plain_loss(upsample(logits, label.shape[1:], patch_size), known, weight), total
-    blocks = _blocks(logits.shape, label.shape[1:], patch_size, num_shards)
-    return _fused_loss(logits, label, class_weights, ignore_label, blocks), total
+    rows = _rows_per_block(logits.shape, label.shape[2], patch_size, mesh)
+    return _fused_loss(logits, label, class_weights, ignore_label, patch_size, rows), total
 
 
 def _known(
@@ -99,98 +100,92 @@ def _plain_loss(pixels: jax.Array, label: jax.Array, weight: jax.Array) -> jax.A
     return (weight * (jax.nn.logsumexp(pixels, axis=-1) - picked)).sum()
 
 
-class _Blocks(NamedTuple):
-    """How pixel rows are cut: every block lies between the centres of two rows of patches."""
-
-    patch_size: int
-    rows: int  # pixel rows of a block; divides patch_size
-    first: int  # index of the first block, from half a patch above the image
-    count: int
-    pad_top: int  # rows added so that the first block is whole
-    pad_bottom: int
-
-
-def _blocks(
-    logits_shape: tuple[int, ...], size: tuple[int, int], patch_size: int, num_shards: int
-) -> _Blocks:
-    row_bytes = 4 * max(logits_shape[0] // num_shards, 1) * size[1] * logits_shape[-1]
-    wanted = _BLOCK_BYTES.get(jax.default_backend(), _DEFAULT_BLOCK_BYTES) // row_bytes
-    rows = max(r for r in range(1, patch_size + 1) if patch_size % r == 0 and r <= max(wanted, 1))
-    first, pad_top = divmod(patch_size // 2, rows)
-    count = -(-(pad_top + size[0]) // rows)
-    return _Blocks(patch_size, rows, first, count, pad_top, count * rows - pad_top - size[0])
+def _rows_per_block(
+    logits_shape: tuple[int, ...], width: int, patch_size: int, mesh: Placement
+) -> int:
+    """Pixel rows of a block: a divisor of `patch_size`, so that blocks lie between two patches."""
+    batch = max(logits_shape[0] // (mesh.size if mesh else 1), 1)
+    row_bytes = 4 * batch * width * logits_shape[-1]
+    wanted = max(_BLOCK_BYTES.get(platform_of(mesh), _DEFAULT_BLOCK_BYTES) // row_bytes, 1)
+    return max(r for r in range(1, patch_size + 1) if patch_size % r == 0 and r <= wanted)
 
 
-def _scan_blocks(
+def _scan_rows(
     logits: jax.Array,
     label: jax.Array,
     class_weights: jax.Array | None,
     ignore_label: int,
-    blocks: _Blocks,
+    patch_size: int,
+    block_rows: int,
     with_gradient: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Loss of all blocks, and its gradient with respect to `logits`."""
+    """Loss of all pixels, and its gradient with respect to `logits`.
+
+    The outer loop runs over pairs of neighbouring rows of patches, each upsampled to the columns of
+    pixels once; the inner one over blocks of the pixel rows between their centres.
+    """
     columns = logits.shape[2]
     to_pixels = jnp.asarray(
-        resize_matrix(columns, columns * blocks.patch_size)[: label.shape[2]], jnp.float32
+        resize_matrix(columns, columns * patch_size)[: label.shape[2]], jnp.float32
     )
-    # Pixels, not classes, are the fastest axis, so that sums over classes work on whole vectors.
-    padded = jnp.pad(logits.swapaxes(2, 3), ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
+    # Images and pixels, not classes, are the fastest axes: sums over classes and over rows then add
+    # whole vectors.
+    patches = jnp.pad(logits.transpose(1, 3, 0, 2), ((1, 1), *[(0, 0)] * 3), mode="edge")
+    labels = _split_rows(label, len(patches) - 1, patch_size, block_rows, ignore_label)
+    shares = _shares(patch_size, block_rows)
 
-    def add_block(carry, block):
-        loss, gradient = carry
-        index, block_label = block
-        known, weight = _known(block_label[:, :, None], class_weights, ignore_label)
+    def add_block(sums, block, upper, step):
+        loss, d_upper, d_lower = sums
+        block_label, below = block
+        known, weight = _known(block_label[:, None], class_weights, ignore_label)
         weight = weight.astype(jnp.float32)
-        row, below = _rows(index, blocks)
-        patches = jax.lax.dynamic_slice_in_dim(padded, row, 2, axis=1)
-        pixels = _pixel_logits(patches, below, to_pixels)
+        pixels = upper + below * step
         value, exponential, normaliser = _value(pixels, known, weight)
         loss += value
         if with_gradient:
             d_pixels = _gradient(exponential, normaliser, known, weight)
-            update = _to_patches(d_pixels, below, to_pixels)
-            update += jax.lax.dynamic_slice_in_dim(gradient, row, 2, axis=1)
-            gradient = jax.lax.dynamic_update_slice_in_dim(gradient, update, row, axis=1)
-        return (loss, gradient), None
+            d_below = (below * d_pixels).sum(axis=0)
+            d_upper, d_lower = d_upper + d_pixels.sum(axis=0) - d_below, d_lower + d_below
+        return (loss, d_upper, d_lower), None
 
-    xs = (blocks.first + jnp.arange(blocks.count), _split_rows(label, blocks, ignore_label))
-    start = (jnp.zeros_like(padded[:, 0, 0, 0]), jnp.zeros_like(padded) if with_gradient else None)
-    (loss, gradient), _ = jax.lax.scan(add_block, start, xs)
-    return loss.sum(), _fold_edges(gradient).swapaxes(2, 3) if with_gradient else None
+    def add_pair(carry, pair):
+        loss, upper, d_upper = carry
+        lower_patches, pair_labels = pair
+        lower = _matmul("kbw,xw->kbx", lower_patches, to_pixels)
+        body = functools.partial(add_block, upper=upper, step=lower - upper)
+        start = loss, d_upper, jnp.zeros_like(upper) if with_gradient else None
+        (loss, d_upper, d_lower), _ = jax.lax.scan(body, start, (pair_labels, shares))
+        d_patches = _matmul("kbx,xw->kbw", d_upper, to_pixels) if with_gradient else None
+        return (loss, lower, d_lower), d_patches
 
-
-def _split_rows(x: jax.Array, blocks: _Blocks, fill: int) -> jax.Array:
-    """(B, H, W) -> (count, B, rows, W)."""
-    pad = ((0, 0), (blocks.pad_top, blocks.pad_bottom), (0, 0))
-    x = jnp.pad(x, pad, constant_values=fill)
-    return jnp.moveaxis(x.reshape(x.shape[0], blocks.count, blocks.rows, x.shape[2]), 1, 0)
-
-
-def _rows(index: jax.Array, blocks: _Blocks) -> tuple[jax.Array, jax.Array]:
-    """Patch row (of the padded ones) above a block, and the share of the one below: (rows, 1, 1).
-
-    Blocks count rows from P // 2 above the image. There the patch row above the image has its
-    centre, and pixel rows have theirs half a row further on; a whole row where P is odd, since
-    P // 2 is then half a row short of half a patch.
-    """
-    row, offset = jnp.divmod(index * blocks.rows, blocks.patch_size)
-    centre = 0.5 if blocks.patch_size % 2 == 0 else 1.0
-    below = (offset + jnp.arange(blocks.rows) + centre) / blocks.patch_size
-    return row, below[:, None, None].astype(jnp.float32)
+    upper = _matmul("kbw,xw->kbx", patches[0], to_pixels)
+    start = jnp.zeros_like(upper[0, :, 0]), upper, jnp.zeros_like(upper) if with_gradient else None
+    (loss, _, d_last), gradient = jax.lax.scan(add_pair, start, (patches[1:], labels))
+    if not with_gradient:
+        return loss.sum(), None
+    last = _matmul("kbx,xw->kbw", d_last, to_pixels)[None]
+    return loss.sum(), _fold_edges(jnp.concatenate([gradient, last])).transpose(2, 0, 3, 1)
 
 
-def _pixel_logits(patches: jax.Array, below: jax.Array, to_pixels: jax.Array) -> jax.Array:
-    """Two rows of patches (B, 2, K, w) to the pixels between them (B, rows, K, W)."""
-    first, second = jnp.split(patches, 2, axis=1)
-    return _matmul("bykw,xw->bykx", first + below * (second - first), to_pixels)
+def _split_rows(
+    label: jax.Array, pairs: int, patch_size: int, block_rows: int, fill: int
+) -> jax.Array:
+    """(B, H, W) -> (pairs of rows of patches, blocks, block_rows, B, W)."""
+    batch, height, width = label.shape
+    # The first pair's upper row has its centre half a patch above the image.
+    top = patch_size // 2
+    padding = ((0, 0), (top, pairs * patch_size - top - height), (0, 0))
+    label = jnp.pad(label, padding, constant_values=fill)
+    label = label.reshape(batch, pairs, patch_size // block_rows, block_rows, width)
+    return label.transpose(1, 2, 3, 0, 4)
 
 
-def _to_patches(pixels: jax.Array, below: jax.Array, to_pixels: jax.Array) -> jax.Array:
-    """Transpose of `_pixel_logits`: (B, rows, K, W) to (B, 2, K, w)."""
-    partial = _matmul("bykx,xw->bykw", pixels, to_pixels)
-    second = (below * partial).sum(axis=1, keepdims=True)
-    return jnp.concatenate([partial.sum(axis=1, keepdims=True) - second, second], axis=1)
+def _shares(patch_size: int, block_rows: int) -> jax.Array:
+    """Share of the lower row of patches in each pixel row of a pair, (blocks, block_rows, 1, 1, 1)."""
+    # Where P is odd, P // 2 is half a row short of half a patch.
+    centre = 0.5 if patch_size % 2 == 0 else 1.0
+    shares = (jnp.arange(patch_size) + centre) / patch_size
+    return shares.astype(jnp.float32).reshape(-1, block_rows, 1, 1, 1)
 
 
 def _value(
@@ -199,19 +194,19 @@ def _value(
     """Loss of each image (B,), and what the gradient needs of the softmax.
 
     Args:
-      pixels: (B, rows, K, W).
-      label, weight: (B, rows, 1, W).
+      pixels: (rows, K, B, W).
+      label, weight: (rows, 1, B, W).
 
     Returns:
       loss: not summed over images, which would be one collective per block on several devices.
       exponential, normaliser: their quotient is the softmax.
     """
-    peak = pixels.max(axis=2, keepdims=True)
+    peak = pixels.max(axis=1, keepdims=True)
     exponential = jnp.exp(pixels - peak)
-    normaliser = exponential.sum(axis=2, keepdims=True)
+    normaliser = exponential.sum(axis=1, keepdims=True)
     # A look-up, unlike in the plain form: nothing differentiates through this one.
-    picked = jnp.take_along_axis(pixels, label, axis=2)
-    loss = (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(1, 2, 3))
+    picked = jnp.take_along_axis(pixels, label, axis=1)
+    loss = (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(0, 1, 3))
     return loss, exponential, normaliser
 
 
@@ -219,31 +214,37 @@ def _gradient(
     exponential: jax.Array, normaliser: jax.Array, label: jax.Array, weight: jax.Array
 ) -> jax.Array:
     """Gradient of `_value`'s loss with respect to the pixel logits."""
-    is_label = label == jnp.arange(exponential.shape[2])[:, None]
+    is_label = label == jnp.arange(exponential.shape[1])[:, None, None]
     return exponential * (weight / normaliser) - jnp.where(is_label, weight, 0)
 
 
 def _fold_edges(gradient: jax.Array) -> jax.Array:
-    """Gradient of padding rows (axis 1) with copies of the border rows."""
-    return gradient[:, 1:-1].at[:, 0].add(gradient[:, 0]).at[:, -1].add(gradient[:, -1])
+    """Gradient of padding rows (axis 0) with copies of the border rows."""
+    return gradient[1:-1].at[0].add(gradient[0]).at[-1].add(gradient[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _fused_loss(
     logits: jax.Array,
     label: jax.Array,
     class_weights: jax.Array | None,
     ignore_label: int,
-    blocks: _Blocks,
+    patch_size: int,
+    block_rows: int,
 ) -> jax.Array:
-    return _scan_blocks(logits, label, class_weights, ignore_label, blocks, with_gradient=False)[0]
+    fixed = ignore_label, patch_size, block_rows
+    return _scan_rows(logits, label, class_weights, *fixed, with_gradient=False)[0]
 
 
 def _fused_backward(
-    ignore_label: int, blocks: _Blocks, gradient: jax.Array, cotangent: jax.Array
+    ignore_label: int,
+    patch_size: int,
+    block_rows: int,
+    gradient: jax.Array,
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, None, None]:
-    del ignore_label, blocks
+    del ignore_label, patch_size, block_rows
     return cotangent * gradient, None, None
 
 
-_fused_loss.defvjp(functools.partial(_scan_blocks, with_gradient=True), _fused_backward)
+_fused_loss.defvjp(functools.partial(_scan_rows, with_gradient=True), _fused_backward)

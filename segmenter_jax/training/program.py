@@ -27,7 +27,7 @@ class TrainProgram:
     """What a run computes; equal programs on equal data make equal runs.
 
     Attributes:
-      model: the network.
+      model: the network; it is put on `mesh`.
       optimizer: see `optimizers.make_optimizer`.
       schedule: step to learning rate.
       options: what a step does besides.
@@ -41,6 +41,9 @@ class TrainProgram:
     options: StepOptions
     mesh: Mesh
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", self.model.clone(mesh=self.mesh))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state: what initialisation and restoring aim at."""
@@ -193,7 +196,7 @@ def loss_sum(
         patch_size=model.config.patch_size,
         ignore_label=options.ignore_label,
         class_weights=None if weights is None else jnp.asarray(weights, jnp.float32),
-        num_shards=program.mesh.size,
+        mesh=program.mesh,
     )
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from segmenter_jax.models import attention as module
+from segmenter_jax.models import tpu_attention
 from segmenter_jax.models.attention import attention, attention_weights, probe
+from segmenter_jax.models.attention_kernels import KERNELS
 
 
 def random_inputs(length=37, heads=3, head_dim=16, batch=2, dtype=np.float32):
@@ -53,18 +55,58 @@ def test_weights_are_those_of_the_output():
     np.testing.assert_allclose(attention(query, key, value), expected, atol=1e-6)
 
 
-# The kernel for TPUs runs here in Pallas' interpreter, padded: 77 is no multiple of a block.
+RESIDENT = functools.partial(tpu_attention.attention, interpret=True)
+SPLASH = functools.partial(KERNELS["splash"], interpret=True)
+
+
+# The kernels for TPUs run here in Pallas' interpreter; 77 and 300 are no multiple of a block.
 @pytest.mark.parametrize(
-    "kernel, head_dim",
-    [(module._heads, 16), (functools.partial(module._splash, interpret=True), 64)],
-    ids=["heads", "splash"],
+    "kernel, shape",
+    [
+        (KERNELS["heads"], (77, 2, 16)),
+        (SPLASH, (77, 2, 64)),
+        (RESIDENT, (77, 2, 64)),
+        (RESIDENT, (1025, 4, 64)),
+        (RESIDENT, (151, 3, 64)),
+        (RESIDENT, (197, 4, 32)),
+        (RESIDENT, (40, 1, 128)),
+    ],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_output_and_gradients_equal_those_of_xla(kernel, head_dim):
-    *inputs, cotangent = map(jnp.asarray, random_inputs(77, 2, head_dim))
-    expected, expected_vjp = jax.vjp(module._xla, *inputs)
+def test_output_and_gradients_equal_those_of_xla(kernel, shape):
+    *inputs, cotangent = map(jnp.asarray, random_inputs(*shape))
+    expected, expected_vjp = jax.vjp(KERNELS["xla"], *inputs)
     actual, actual_vjp = jax.vjp(kernel, *inputs)
     np.testing.assert_allclose(actual, expected, atol=2e-6)
     for a, b in zip(actual_vjp(cotangent), expected_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 12), (2, 48)])
+def test_resident_refuses_heads_that_fill_no_lanes(shape):
+    query, key, value, _ = random_inputs(9, *shape)
+    with pytest.raises(ValueError, match=f"head size {shape[1]} does not divide 128"):
+        RESIDENT(query, key, value)
+
+
+def test_kernels_work_on_each_devices_share_of_the_batch(monkeypatch):
+    monkeypatch.setitem(KERNELS, "resident", RESIDENT)
+    monkeypatch.setattr(module, "probe", lambda *arguments: None)
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    *inputs, cotangent = random_inputs(37, 2, 64, batch=8)
+
+    def both(implementation, mesh, query, key, value, cotangent):
+        kernel = functools.partial(attention, implementation=implementation, mesh=mesh)
+        out, vjp = jax.vjp(kernel, query, key, value)
+        return out, vjp(cotangent)
+
+    place = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    program = jax.jit(functools.partial(both, "resident", mesh), in_shardings=place)
+    program = program.lower(*inputs, cotangent).compile()
+    assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "all-to-all"))
+    expected = both("xla", None, *map(jnp.asarray, (*inputs, cotangent)))
+    actual = program(*jax.device_put((*inputs, cotangent), place))
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
@@ -74,7 +116,7 @@ def test_xla_gradients_are_those_of_the_weights():
     def reference(query, key, value):
         return jnp.einsum("bhts,bshd->bthd", attention_weights(query, key), value)
 
-    gradients = [jax.vjp(f, *inputs)[1](cotangent) for f in (module._xla, reference)]
+    gradients = [jax.vjp(f, *inputs)[1](cotangent) for f in (KERNELS["xla"], reference)]
     for a, b in zip(*gradients, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
@@ -126,11 +168,11 @@ def test_probe_reports_success_failure_and_disagreement(monkeypatch):
     assert "interpret mode" in probe("splash", shape, dtype)
 
     def too_large(query, key, value):
-        return 1.01 * module._xla(query, key, value)
+        return 1.01 * KERNELS["xla"](query, key, value)
 
-    monkeypatch.setitem(module._KERNELS, "cudnn", too_large)
+    monkeypatch.setitem(KERNELS, "cudnn", too_large)
     assert probe("cudnn", (23, 2, 8), dtype) == (
-        "output differs from xla by 1.0e-02 of its largest value"
+        "output differs from its definition by 1.0e-02 of its largest value"
     )
 
 
@@ -147,32 +189,36 @@ def test_full_memory_is_not_taken_for_a_kernel_that_does_not_work(monkeypatch):
     def too_much(query, key, value):
         return value + jax.lax.optimization_barrier(jnp.zeros(1 << 46) + query.sum())[0]
 
-    monkeypatch.setitem(module._KERNELS, "cudnn", too_much)
+    monkeypatch.setitem(KERNELS, "cudnn", too_much)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         probe("cudnn", (31, 2, 8), jnp.dtype("float32"))
 
 
 @pytest.mark.parametrize(
-    "shape, dtype, platform, num_devices, chosen, reason",
+    "shape, dtype, platform, chosen, reason",
     [
-        ((257, 3, 64), "bfloat16", "cpu", 1, "xla", ""),
-        ((1025, 3, 64), "bfloat16", "cpu", 1, "heads", ""),
-        ((1024, 3, 64), "bfloat16", "gpu", 8, "cudnn", "cudnn for bfloat16 (1024, 3, 64)"),
-        ((1025, 3, 64), "bfloat16", "gpu", 1, "xla", "because odd length"),
-        ((1024, 3, 64), "float32", "gpu", 1, "xla", "cudnn is not tried for float32"),
-        ((1025, 3, 64), "bfloat16", "tpu", 1, "splash", "splash for bfloat16 (1025, 3, 64)"),
-        ((1025, 3, 64), "bfloat16", "tpu", 8, "xla", "does not split splash over 8 devices"),
-        ((1025, 3, 64), "bfloat16", "metal", 1, "xla", "there is no fused kernel for metal"),
+        ((257, 3, 64), "bfloat16", "cpu", "xla", ""),
+        ((1025, 3, 64), "bfloat16", "cpu", "heads", ""),
+        ((1025, 3, 64), "bfloat16", "gpu", "cudnn", "cudnn for bfloat16 (1025, 3, 64)"),
+        ((1025, 3, 64), "float32", "gpu", "xla", "fused kernels are not tried for float32"),
+        ((1025, 3, 64), "bfloat16", "tpu", "resident", "resident for bfloat16 (1025, 3, 64)"),
+        ((8193, 3, 64), "bfloat16", "tpu", "splash", "splash; not resident: too long"),
+        ((1025, 3, 300), "bfloat16", "gpu", "xla", "xla for bfloat16 (1025, 3, 300); not cudnn"),
+        ((1025, 3, 64), "bfloat16", "metal", "xla", "there is no fused kernel for metal"),
     ],
 )
 def test_auto_takes_the_fused_kernel_that_works(
-    monkeypatch, caplog, shape, dtype, platform, num_devices, chosen, reason
+    monkeypatch, caplog, shape, dtype, platform, chosen, reason
 ):
+    def problem(name, shape, dtype, mesh):
+        if shape[0] > 5000 and name == "resident":
+            return "too long"
+        return "head too large" if shape[2] > 256 else None
+
     caplog.set_level(logging.INFO)
-    odd = lambda name, shape, dtype: "odd length" if name == "cudnn" and shape[0] % 2 else None  # noqa: E731
-    monkeypatch.setattr(module, "probe", odd)
-    choose = module._choose.__wrapped__
-    assert choose(shape, jnp.dtype(dtype), platform, num_devices) == chosen
+    monkeypatch.setattr(module, "probe", problem)
+    monkeypatch.setattr(module, "platform_of", lambda mesh: platform)
+    assert module.choose.__wrapped__(shape, jnp.dtype(dtype), None) == chosen
     assert reason in caplog.text
 
 

@@ -167,10 +167,10 @@ def test_value_without_gradient_is_the_same():
 
 def test_eight_devices_equal_one_with_one_collective_per_result():
     logits, label = make_case(7, 8, (48, 48), 16, 5)
-    loss = functools.partial(segmentation_loss, patch_size=16, ignore_label=IGNORE, num_shards=8)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    loss = functools.partial(segmentation_loss, patch_size=16, ignore_label=IGNORE, mesh=mesh)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (total, weight), gradient = step(logits, label)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.NamedSharding(mesh, jax.P("data"))
     args = jax.device_put((logits, label), sharding)
     (sharded_total, sharded_weight), sharded_gradient = step(*args)

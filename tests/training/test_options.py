@@ -101,8 +101,8 @@ def test_start_from_other_weights_is_told_in_the_model(averaged, source, tmp_pat
 def test_compute_type_of_the_training_machine_does_not_travel(averaged):
     workdir, _ = averaged
     description = load_description(workdir)
-    assert description.model.dtype == "auto" and description.model.compute_dtype == "float32"
-    assert load(workdir).model.config.compute_dtype == "float32"
+    assert description.model.dtype == "auto" and description.model.compute_dtype() == "float32"
+    assert load(workdir).model.config.compute_dtype() == "float32"
 
 
 def test_profile_of_training_holds_the_steps_asked_for(source, tmp_path):

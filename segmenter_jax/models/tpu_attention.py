@@ -1,0 +1,191 @@
+"""Attention for TPUs whose keys and values of a head stay in the core's memory.
+
+Images have a thousand tokens or two, so that all scores of some queries fit there at once. The
+softmax then needs no second pass, the backward pass recomputes it from query, key and value alone,
+and tokens stay as the network has them, (B, T, heads * head_dim): nothing is padded, transposed or
+kept. Heads narrower than the 128 lanes of the core share a block. The matrix unit would fill up the
+rest of its depth with zeros anyway, so each head takes the whole block, the others' lanes zeroed.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+_LANES = 128
+_SUBLANES = 16
+
+# Scores that exist at a time: float32, and about six arrays of them in the backward pass.
+_BLOCK_SCORES = 1 << 17
+_ARRAYS_OF_SCORES = 6
+
+# Of the core's memory; the compiler needs some, and both ends of the kernel's copies another part.
+_USABLE = 0.75
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, interpret: bool = False
+) -> jax.Array:
+    """Full multi-head attention.
+
+    Args:
+      query, key, value: (B, T, heads, head_dim).
+      interpret: run in Pallas' interpreter, on any device.
+
+    Returns:
+      (B, T, heads, head_dim).
+
+    Raises:
+      ValueError: a head does not fit into the core's memory, or heads do not fill whole lanes.
+    """
+    shape, head_dim = query.shape, query.shape[-1]
+    if head_dim > _LANES or _LANES % head_dim:
+        raise ValueError(f"head size {head_dim} does not divide {_LANES}")
+    needed = _memory(shape[1], _block_width(shape[2] * head_dim), query.dtype)
+    if not interpret and needed > (usable := _USABLE * pltpu.get_tpu_info().vmem_capacity_bytes):
+        raise ValueError(f"{shape[1]} tokens need {needed} bytes of {usable:.0f} usable ones")
+    query = query * jnp.asarray(1 / math.sqrt(head_dim), query.dtype)
+    flat = (x.reshape(*x.shape[:2], -1) for x in (query, key, value))
+    return _attention(*flat, head_dim, interpret).reshape(shape)
+
+
+def _block_width(width: int) -> int:
+    # A block is whole lanes, or the whole width.
+    return width if width % _LANES else _LANES
+
+
+def _memory(length: int, block: int, dtype: jnp.dtype) -> int:
+    """Bytes of the core's memory that the backward pass takes."""
+    tokens = length * block
+    # Four arguments and three results, each twice since copies overlap the work, and two sums.
+    copies = tokens * (2 * 7 * dtype.itemsize + 2 * 4)
+    return copies + 4 * _ARRAYS_OF_SCORES * max(_BLOCK_SCORES, _SUBLANES * length)
+
+
+def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
+    dimensions = (((contract_a,), (contract_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _weights(query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Attention weights (rows, T), still to be multiplied by the second result (rows, 1)."""
+    scores = _dot(query, key, 1, 1)
+    exponential = jnp.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponential, 1 / exponential.sum(axis=1, keepdims=True)
+
+
+def _heads(width: int, head_dim: int) -> Iterator[jax.Array]:
+    """For each head of a block, which of the block's columns are its own, (1, width)."""
+    column = jax.lax.broadcasted_iota(jnp.int32, (1, width), 1)
+    for head in range(width // head_dim):
+        yield column // head_dim == head
+
+
+def _for_all_queries(length: int, body: Callable[[slice | pl.Slice], None]) -> None:
+    """Calls `body` with blocks of rows that together are all queries."""
+    rows = max(_BLOCK_SCORES // length // _SUBLANES * _SUBLANES, _SUBLANES)
+    whole = length // rows
+    if whole:
+        # A loop, since every operation on a block is hundreds of instructions to compile.
+        @pl.loop(0, whole)
+        def _(i: jax.Array) -> None:
+            body(pl.ds(pl.multiple_of(i * rows, _SUBLANES), rows))
+
+    if length % rows:
+        body(slice(whole * rows, length))
+
+
+def _forward_kernel(head_dim, q_ref, k_ref, v_ref, out_ref):
+    _, length, width = q_ref.shape
+    key, value = k_ref[0], v_ref[0]
+
+    def some_queries(rows):
+        query = q_ref[0, rows]
+        out = jnp.zeros(query.shape, jnp.float32)
+        for own in _heads(width, head_dim):
+            exponential, inverse = _weights(jnp.where(own, query, 0), key)
+            mixed = _dot(exponential.astype(value.dtype), value, 1, 0)
+            out = jnp.where(own, mixed * inverse, out)
+        out_ref[0, rows] = out.astype(out_ref.dtype)
+
+    _for_all_queries(length, some_queries)
+
+
+def _backward_kernel(
+    head_dim, q_ref, k_ref, v_ref, d_out_ref, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum
+):
+    _, length, width = q_ref.shape
+    key, value = k_ref[0], v_ref[0]
+    dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
+    dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
+
+    def some_queries(rows):
+        all_query, all_d_out = q_ref[0, rows], d_out_ref[0, rows]
+        dq = jnp.zeros(all_query.shape, jnp.float32)
+        for own in _heads(width, head_dim):
+            query, d_out = jnp.where(own, all_query, 0), jnp.where(own, all_d_out, 0)
+            exponential, inverse = _weights(query, key)
+            weights = exponential * inverse
+            d_weights = _dot(d_out, value, 1, 1)
+            inner = (weights * d_weights).sum(axis=1, keepdims=True)
+            d_scores = (weights * (d_weights - inner)).astype(key.dtype)
+            dv_sum[...] += _dot(weights.astype(value.dtype), d_out, 0, 0)
+            dk_sum[...] += _dot(d_scores, query, 0, 0)
+            dq = jnp.where(own, _dot(d_scores, key, 1, 0), dq)
+        dq_ref[0, rows] = dq.astype(dq_ref.dtype)
+
+    _for_all_queries(length, some_queries)
+    dk_ref[0] = dk_sum[...].astype(dk_ref.dtype)
+    dv_ref[0] = dv_sum[...].astype(dv_ref.dtype)
+
+
+def _call(
+    kernel: Callable[..., None],
+    arrays: tuple[jax.Array, ...],
+    head_dim: int,
+    interpret: bool,
+    *,
+    results: int,
+    sums: int,
+) -> list[jax.Array]:
+    """Runs a kernel for every image and block of heads; all arrays are (B, T, heads * head_dim)."""
+    first = arrays[0]
+    batch, length, width = first.shape
+    block = _block_width(width)
+    spec = pl.BlockSpec((1, length, block), lambda image, heads: (image, 0, heads))
+    memory = _memory(length, block, first.dtype)
+    return pl.pallas_call(
+        functools.partial(kernel, head_dim),
+        grid=(batch, width // block),
+        in_specs=[spec] * len(arrays),
+        out_specs=[spec] * results,
+        out_shape=[jax.ShapeDtypeStruct(first.shape, first.dtype)] * results,
+        scratch_shapes=[pltpu.VMEM((length, block), jnp.float32)] * sums,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=int(memory / _USABLE)
+        ),
+        interpret=interpret,
+        name=kernel.__name__.strip("_").replace("kernel", "attention"),
+    )(*arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attention(query, key, value, head_dim, interpret):
+    arrays = query, key, value
+    return _call(_forward_kernel, arrays, head_dim, interpret, results=1, sums=0)[0]
+
+
+def _attention_forward(query, key, value, head_dim, interpret):
+    return _attention(query, key, value, head_dim, interpret), (query, key, value)
+
+
+def _attention_backward(head_dim, interpret, residuals, d_out):
+    arrays = *residuals, d_out
+    return tuple(_call(_backward_kernel, arrays, head_dim, interpret, results=3, sums=2))
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
