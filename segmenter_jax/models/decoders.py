@@ -58,7 +58,7 @@ class MaskTransformerDecoder(nn.Module):
         classes = jnp.broadcast_to(classes, (batch, c.num_classes, width)).astype(x.dtype)
         x = jnp.concatenate([x, classes], axis=1)
         for i, rate in enumerate(drop_path_rates(c.decoder_drop_path_rate, c.decoder_depth)):
-            x = block_class(c.remat)(block, rate, name=f"block_{i}")(x, deterministic)
+            x = block_class(c.remat, self.mesh)(block, rate, name=f"block_{i}")(x, deterministic)
         x = LayerNorm(block.layer_norm_eps, block.dtype, name="decoder_norm")(x)
 
         projection_init = initializers.normal(width**-0.5)

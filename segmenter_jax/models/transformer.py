@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import itertools
 import operator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from segmenter_jax.models.attention import attention, attention_weights
 from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, gelu
-from segmenter_jax.models.placement import Placement
+from segmenter_jax.models.placement import Placement, platform_of
 
 # Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
 ATTENTION_MAPS = "attention_maps"
@@ -57,7 +59,7 @@ class Attention(nn.Module):
         bias = jnp.concatenate([b.reshape(width) for _, b in parts])
         qkv = dense(x, kernel.astype(dtype), bias.astype(dtype))
         # A split, not three slices: its gradient is one concatenation instead of three padded sums.
-        parts = jnp.split(qkv, 3, axis=-1)
+        parts = jnp.split(checkpoint_name(qkv, "qkv"), 3, axis=-1)
         query, key, value = (part.reshape(batch, length, heads, head_dim) for part in parts)
 
         if self.is_mutable_collection(ATTENTION_MAPS):
@@ -65,10 +67,10 @@ class Attention(nn.Module):
         # Parameters are made with a batch of 1, which is not split over devices.
         implementation = "xla" if self.is_initializing() else self.config.attention
         y = attention(query, key, value, implementation, self.config.mesh)
+        y = checkpoint_name(y.reshape(batch, length, width), "attended")
 
         kernel, bias = KernelBias((heads, head_dim, width), (width,), name="out")()
         kernel = kernel.reshape(width, width)
-        y = y.reshape(batch, length, width)
         return dense(y, kernel.astype(dtype), bias.astype(dtype))
 
 
@@ -116,7 +118,8 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Maps tokens (B, T, D) to tokens (B, T, D)."""
         c, width = self.config, x.shape[-1]
-        x = gelu(Dense(c.mlp_dim, c.dtype, name="Dense_0")(x), c.gelu)
+        x = checkpoint_name(Dense(c.mlp_dim, c.dtype, name="Dense_0")(x), "hidden")
+        x = gelu(x, c.gelu)
         x = Dropout(c.dropout_rate)(x, deterministic)
         x = Dense(width, c.dtype, name="Dense_1")(x)
         return Dropout(c.dropout_rate)(x, deterministic)
@@ -154,14 +157,39 @@ class Block(nn.Module):
         drop_path = DropPath(self.drop_path_rate)
         y = Attention(c, name="attention")(norm(name="LayerNorm_0")(x))
         y = Dropout(c.dropout_rate)(y, deterministic)
-        x = x + drop_path(y, deterministic)
+        x = checkpoint_name(x + drop_path(y, deterministic), "middle")
         y = Mlp(c, name="mlp")(norm(name="LayerNorm_1")(x), deterministic)
         return x + drop_path(y, deterministic)
 
 
-def block_class(remat: bool) -> type[Block]:
-    """`Block`, or one that recomputes its activations in the backward pass; same parameters."""
-    return nn.remat(Block, static_argnums=(2,)) if remat else Block
+def checkpoint_options(remat: bool, mesh: Placement) -> dict[str, Any] | None:
+    """How a block's arrays are kept for its backward pass, as arguments of `jax.checkpoint`.
+
+    Args:
+      remat: keep the block's input only.
+      mesh: see `Segmenter`.
+
+    Returns:
+      None to keep all that the backward pass needs.
+    """
+    if remat:
+        return {}
+    if platform_of(mesh) == "cpu":
+        return None
+    # Products and attention are kept. The rest is cheaper made again than written to memory, read
+    # back, and, where layers are scanned, copied out of and into the arrays of all layers.
+    kept = jax.checkpoint_policies.save_only_these_names("qkv", "attended", "middle", "hidden")
+    return {"policy": kept}
+
+
+def block_class(remat: bool, mesh: Placement) -> type[Block]:
+    """`Block`, or one that recomputes activations in the backward pass; same parameters.
+
+    Args:
+      remat, mesh: see `checkpoint_options`.
+    """
+    options = checkpoint_options(remat, mesh)
+    return Block if options is None else nn.remat(Block, static_argnums=(2,), **options)
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

@@ -22,6 +22,7 @@ from segmenter_jax.models.transformer import (
     BlockConfig,
     Dropout,
     block_class,
+    checkpoint_options,
     drop_path_rates,
 )
 
@@ -89,7 +90,7 @@ class VisionTransformer(nn.Module):
             x = self._scan(x, block, rates, deterministic)
         else:
             for i, rate in enumerate(rates):
-                layer = block_class(c.remat)(block, rate, name=f"encoderblock_{i}")
+                layer = block_class(c.remat, self.mesh)(block, rate, name=f"encoderblock_{i}")
                 x = layer(x, deterministic)
         return LayerNorm(c.layer_norm_eps, block.dtype, name="encoder_norm")(x)
 
@@ -137,6 +138,8 @@ class VisionTransformer(nn.Module):
             rngs = {"dropout": key} if random else None
             return block.apply({"params": params}, x, deterministic, rngs=rngs), None
 
-        # A loop's body is not merged with its recomputation, so nothing needs to prevent that.
-        body = jax.checkpoint(body, prevent_cse=False) if self.config.remat else body
+        options = checkpoint_options(self.config.remat, self.mesh)
+        if options is not None:
+            # A loop's body is not merged with its recomputation: nothing needs to prevent that.
+            body = jax.checkpoint(body, prevent_cse=False, **options)
         return jax.lax.scan(body, x, (stacked, jnp.asarray(rates), keys))[0]

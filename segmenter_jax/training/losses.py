@@ -181,7 +181,7 @@ def _split_rows(
 
 
 def _shares(patch_size: int, block_rows: int) -> jax.Array:
-    """Share of the lower row of patches in each pixel row of a pair, (blocks, block_rows, 1, 1, 1)."""
+    """Share of the lower patches in the pixel rows of a pair, (blocks, block_rows, 1, 1, 1)."""
     # Where P is odd, P // 2 is half a row short of half a patch.
     centre = 0.5 if patch_size % 2 == 0 else 1.0
     shares = (jnp.arange(patch_size) + centre) / patch_size
