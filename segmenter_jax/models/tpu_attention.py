@@ -48,7 +48,6 @@ def attention(
     needed = _memory(shape[1], _block_width(shape[2] * head_dim), query.dtype)
     if not interpret and needed > (usable := _USABLE * pltpu.get_tpu_info().vmem_capacity_bytes):
         raise ValueError(f"{shape[1]} tokens need {needed} bytes of {usable:.0f} usable ones")
-    query = query * jnp.asarray(1 / math.sqrt(head_dim), query.dtype)
     flat = (x.reshape(*x.shape[:2], -1) for x in (query, key, value))
     return _attention(*flat, head_dim, interpret).reshape(shape)
 
@@ -69,6 +68,10 @@ def _memory(length: int, block: int, dtype: jnp.dtype) -> int:
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
     dimensions = (((contract_a,), (contract_b,)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _scaled(x: jax.Array, head_dim: int) -> jax.Array:
+    return (x.astype(jnp.float32) * (1 / math.sqrt(head_dim))).astype(x.dtype)
 
 
 def _weights(query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +107,7 @@ def _forward_kernel(head_dim, q_ref, k_ref, v_ref, out_ref):
     key, value = k_ref[0], v_ref[0]
 
     def some_queries(rows):
-        query = q_ref[0, rows]
+        query = _scaled(q_ref[0, rows], head_dim)
         out = jnp.zeros(query.shape, jnp.float32)
         for own in _heads(width, head_dim):
             exponential, inverse = _weights(jnp.where(own, query, 0), key)
@@ -124,7 +127,7 @@ def _backward_kernel(
     dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
 
     def some_queries(rows):
-        all_query, all_d_out = q_ref[0, rows], d_out_ref[0, rows]
+        all_query, all_d_out = _scaled(q_ref[0, rows], head_dim), d_out_ref[0, rows]
         dq = jnp.zeros(all_query.shape, jnp.float32)
         for own in _heads(width, head_dim):
             query, d_out = jnp.where(own, all_query, 0), jnp.where(own, all_d_out, 0)
@@ -136,7 +139,7 @@ def _backward_kernel(
             dv_sum[...] += _dot(weights.astype(value.dtype), d_out, 0, 0)
             dk_sum[...] += _dot(d_scores, query, 0, 0)
             dq = jnp.where(own, _dot(d_scores, key, 1, 0), dq)
-        dq_ref[0, rows] = dq.astype(dq_ref.dtype)
+        dq_ref[0, rows] = _scaled(dq, head_dim).astype(dq_ref.dtype)
 
     _for_all_queries(length, some_queries)
     dk_ref[0] = dk_sum[...].astype(dk_ref.dtype)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -54,13 +55,11 @@ class Attention(nn.Module):
             KernelBias((width, heads, head_dim), (heads, head_dim), name=name)()
             for name in ("query", "key", "value")
         ]
-        # One matmul for the three projections: a wider product, and one read of x.
-        kernel = jnp.concatenate([k.reshape(width, width) for k, _ in parts], axis=1)
-        bias = jnp.concatenate([b.reshape(width) for _, b in parts])
-        qkv = dense(x, kernel.astype(dtype), bias.astype(dtype))
-        # A split, not three slices: its gradient is one concatenation instead of three padded sums.
-        parts = jnp.split(checkpoint_name(qkv, "qkv"), 3, axis=-1)
-        query, key, value = (part.reshape(batch, length, heads, head_dim) for part in parts)
+        parts = [(k.reshape(width, width).astype(dtype), b.reshape(width)) for k, b in parts]
+        query, key, value = (
+            checkpoint_name(part, "projected").reshape(batch, length, heads, head_dim)
+            for part in _project(x, parts, self.config.mesh)
+        )
 
         if self.is_mutable_collection(ATTENTION_MAPS):
             self.sow(ATTENTION_MAPS, "weights", attention_weights(query, key))
@@ -72,6 +71,20 @@ class Attention(nn.Module):
         kernel, bias = KernelBias((heads, head_dim, width), (width,), name="out")()
         kernel = kernel.reshape(width, width)
         return dense(y, kernel.astype(dtype), bias.astype(dtype))
+
+
+def _project(
+    x: jax.Array, parts: list[tuple[jax.Array, jax.Array]], mesh: Placement
+) -> Sequence[jax.Array]:
+    """Several dense layers of one width, given as (kernel, bias), of the same input."""
+    if platform_of(mesh) != "cpu":
+        # Kernels of attention want arrays of their own, which a product writes at no cost.
+        return [dense(x, kernel, bias.astype(x.dtype)) for kernel, bias in parts]
+    # One matmul: a wider product, and one read of x.
+    kernel = jnp.concatenate([kernel for kernel, _ in parts], axis=1)
+    bias = jnp.concatenate([bias for _, bias in parts])
+    # A split, not slices: its gradient is one concatenation instead of padded sums.
+    return jnp.split(dense(x, kernel, bias.astype(x.dtype)), len(parts), axis=-1)
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -157,7 +170,7 @@ class Block(nn.Module):
         drop_path = DropPath(self.drop_path_rate)
         y = Attention(c, name="attention")(norm(name="LayerNorm_0")(x))
         y = Dropout(c.dropout_rate)(y, deterministic)
-        x = checkpoint_name(x + drop_path(y, deterministic), "middle")
+        x = x + drop_path(y, deterministic)
         y = Mlp(c, name="mlp")(norm(name="LayerNorm_1")(x), deterministic)
         return x + drop_path(y, deterministic)
 
@@ -176,9 +189,9 @@ def checkpoint_options(remat: bool, mesh: Placement) -> dict[str, Any] | None:
         return {}
     if platform_of(mesh) == "cpu":
         return None
-    # Products and attention are kept. The rest is cheaper made again than written to memory, read
-    # back, and, where layers are scanned, copied out of and into the arrays of all layers.
-    kept = jax.checkpoint_policies.save_only_these_names("qkv", "attended", "middle", "hidden")
+    # Wide products and attention are kept. The rest is cheaper made again than written to memory,
+    # read back, and, where layers are scanned, copied into and out of the arrays of all layers.
+    kept = jax.checkpoint_policies.save_only_these_names("projected", "attended", "hidden")
     return {"policy": kept}
 
 
@@ -190,6 +203,15 @@ def block_class(remat: bool, mesh: Placement) -> type[Block]:
     """
     options = checkpoint_options(remat, mesh)
     return Block if options is None else nn.remat(Block, static_argnums=(2,), **options)
+
+
+def cast_block(params: Any, dtype: jnp.dtype) -> Any:
+    """A block's parameters in the type in which they are used: all but those of its norms."""
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf if path[0].key.startswith("LayerNorm") else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

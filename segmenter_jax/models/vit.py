@@ -14,7 +14,7 @@ from jax.nn import initializers
 
 from segmenter_jax.models.config import SegmenterConfig
 from segmenter_jax.models.layers import KernelBias, LayerNorm, dense, dense_init
-from segmenter_jax.models.placement import Placement
+from segmenter_jax.models.placement import Placement, gather, stack_layers
 from segmenter_jax.models.resampling import Method, resize_matrix
 from segmenter_jax.models.transformer import (
     ATTENTION_MAPS,
@@ -22,6 +22,7 @@ from segmenter_jax.models.transformer import (
     BlockConfig,
     Dropout,
     block_class,
+    cast_block,
     checkpoint_options,
     drop_path_rates,
 )
@@ -125,10 +126,13 @@ class VisionTransformer(nn.Module):
         """All layers in a loop of one body, compiled once whatever the depth.
 
         The parameters are stacked here rather than kept so: their names stay those of the
-        checkpoints, for a copy of the encoder's parameters and one of their gradients.
+        checkpoints, for a copy of the encoder's parameters and one of their gradients. Where they
+        lie in pieces, no more than one layer of them is whole at a time.
         """
-        layers = [self.variables["params"][f"encoderblock_{i}"] for i in range(len(rates))]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        params = self.variables["params"]
+        # What is cast first is stacked, and sent between devices, at half the size.
+        layers = [cast_block(params[f"encoderblock_{i}"], config.dtype) for i in range(len(rates))]
+        stacked = stack_layers(layers, self.mesh)
         random = not deterministic and bool(config.dropout_rate or any(rates))
         keys = jax.random.split(self.make_rng("dropout"), len(rates)) if random else None
 
@@ -136,6 +140,7 @@ class VisionTransformer(nn.Module):
             params, rate, key = layer
             block = Block(config, rate if any(rates) else 0.0, parent=None)
             rngs = {"dropout": key} if random else None
+            params = gather(params, self.mesh)
             return block.apply({"params": params}, x, deterministic, rngs=rngs), None
 
         options = checkpoint_options(self.config.remat, self.mesh)

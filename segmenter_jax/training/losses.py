@@ -128,9 +128,17 @@ def _scan_rows(
     to_pixels = jnp.asarray(
         resize_matrix(columns, columns * patch_size)[: label.shape[2]], jnp.float32
     )
-    # Images and pixels, not classes, are the fastest axes: sums over classes and over rows then add
-    # whole vectors.
+    # The pixels of a row of all images are the fastest axis: sums over classes and over rows then
+    # add whole vectors.
     patches = jnp.pad(logits.transpose(1, 3, 0, 2), ((1, 1), *[(0, 0)] * 3), mode="edge")
+
+    def upsampled(patches: jax.Array) -> jax.Array:
+        pixels = _matmul("kbw,xw->kbx", patches, to_pixels)
+        return pixels.reshape(pixels.shape[0], -1)
+
+    def folded(pixels: jax.Array) -> jax.Array:
+        return _matmul("kbx,xw->kbw", pixels.reshape(len(pixels), -1, len(to_pixels)), to_pixels)
+
     labels = _split_rows(label, len(patches) - 1, patch_size, block_rows, ignore_label)
     shares = _shares(patch_size, block_rows)
 
@@ -151,51 +159,50 @@ def _scan_rows(
     def add_pair(carry, pair):
         loss, upper, d_upper = carry
         lower_patches, pair_labels = pair
-        lower = _matmul("kbw,xw->kbx", lower_patches, to_pixels)
+        lower = upsampled(lower_patches)
         body = functools.partial(add_block, upper=upper, step=lower - upper)
         start = loss, d_upper, jnp.zeros_like(upper) if with_gradient else None
         (loss, d_upper, d_lower), _ = jax.lax.scan(body, start, (pair_labels, shares))
-        d_patches = _matmul("kbx,xw->kbw", d_upper, to_pixels) if with_gradient else None
-        return (loss, lower, d_lower), d_patches
+        return (loss, lower, d_lower), folded(d_upper) if with_gradient else None
 
-    upper = _matmul("kbw,xw->kbx", patches[0], to_pixels)
-    start = jnp.zeros_like(upper[0, :, 0]), upper, jnp.zeros_like(upper) if with_gradient else None
+    upper = upsampled(patches[0])
+    start = jnp.zeros_like(upper[0]), upper, jnp.zeros_like(upper) if with_gradient else None
     (loss, _, d_last), gradient = jax.lax.scan(add_pair, start, (patches[1:], labels))
     if not with_gradient:
         return loss.sum(), None
-    last = _matmul("kbx,xw->kbw", d_last, to_pixels)[None]
-    return loss.sum(), _fold_edges(jnp.concatenate([gradient, last])).transpose(2, 0, 3, 1)
+    gradient = jnp.concatenate([gradient, folded(d_last)[None]])
+    return loss.sum(), _fold_edges(gradient).transpose(2, 0, 3, 1)
 
 
 def _split_rows(
     label: jax.Array, pairs: int, patch_size: int, block_rows: int, fill: int
 ) -> jax.Array:
-    """(B, H, W) -> (pairs of rows of patches, blocks, block_rows, B, W)."""
+    """(B, H, W) -> (pairs of rows of patches, blocks, block_rows, B * W)."""
     batch, height, width = label.shape
     # The first pair's upper row has its centre half a patch above the image.
     top = patch_size // 2
     padding = ((0, 0), (top, pairs * patch_size - top - height), (0, 0))
     label = jnp.pad(label, padding, constant_values=fill)
     label = label.reshape(batch, pairs, patch_size // block_rows, block_rows, width)
-    return label.transpose(1, 2, 3, 0, 4)
+    return label.transpose(1, 2, 3, 0, 4).reshape(*label.shape[1:4], -1)
 
 
 def _shares(patch_size: int, block_rows: int) -> jax.Array:
-    """Share of the lower patches in the pixel rows of a pair, (blocks, block_rows, 1, 1, 1)."""
+    """Share of the lower patches in the pixel rows of a pair, (blocks, block_rows, 1, 1)."""
     # Where P is odd, P // 2 is half a row short of half a patch.
     centre = 0.5 if patch_size % 2 == 0 else 1.0
     shares = (jnp.arange(patch_size) + centre) / patch_size
-    return shares.astype(jnp.float32).reshape(-1, block_rows, 1, 1, 1)
+    return shares.astype(jnp.float32).reshape(-1, block_rows, 1, 1)
 
 
 def _value(
     pixels: jax.Array, label: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Loss of each image (B,), and what the gradient needs of the softmax.
+    """Loss of each column of pixels (N,), and what the gradient needs of the softmax.
 
     Args:
-      pixels: (rows, K, B, W).
-      label, weight: (rows, 1, B, W).
+      pixels: (rows, K, N).
+      label, weight: (rows, 1, N).
 
     Returns:
       loss: not summed over images, which would be one collective per block on several devices.
@@ -206,7 +213,7 @@ def _value(
     normaliser = exponential.sum(axis=1, keepdims=True)
     # A look-up, unlike in the plain form: nothing differentiates through this one.
     picked = jnp.take_along_axis(pixels, label, axis=1)
-    loss = (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(0, 1, 3))
+    loss = (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(0, 1))
     return loss, exponential, normaliser
 
 
@@ -214,7 +221,7 @@ def _gradient(
     exponential: jax.Array, normaliser: jax.Array, label: jax.Array, weight: jax.Array
 ) -> jax.Array:
     """Gradient of `_value`'s loss with respect to the pixel logits."""
-    is_label = label == jnp.arange(exponential.shape[1])[:, None, None]
+    is_label = label == jnp.arange(exponential.shape[1])[:, None]
     return exponential * (weight / normaliser) - jnp.where(is_label, weight, 0)
 
 

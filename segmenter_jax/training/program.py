@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import normalize
 from segmenter_jax.models.params import Params, abstract_params
+from segmenter_jax.models.placement import gather, scatter
 from segmenter_jax.training import sharding
 from segmenter_jax.training.color_augment import photometric_distortion
 from segmenter_jax.training.losses import segmentation_loss
@@ -210,12 +211,12 @@ def _loss_and_grads(
 ) -> tuple[jax.Array, Params]:
     """Mean loss over the valid pixels of the global batch, and its gradient."""
     mesh = program.mesh
-    trained, frozen = sharding.gather((trained, frozen), mesh)
+    trained, frozen = _gathered(program, trained), _gathered(program, frozen)
 
     def grad_fn(image: jax.Array, label: jax.Array, key: jax.Array):
         value_and_grad = jax.value_and_grad(loss_sum, argnums=1, has_aux=True)
         loss, grads = value_and_grad(program, trained, frozen, image, label, key)
-        return loss, sharding.scatter(grads, mesh)
+        return loss, scatter(grads, mesh)
 
     parts = program.options.grad_accum_steps
     if parts == 1:
@@ -229,13 +230,24 @@ def _loss_and_grads(
             (loss, weight), grads = grad_fn(*part)
             return jax.tree.map(jnp.add, carry, (loss, weight, grads)), None
 
-        zero_grads = sharding.scatter(jax.tree.map(jnp.zeros_like, trained), mesh)
+        zero_grads = scatter(jax.tree.map(jnp.zeros_like, trained), mesh)
         zero = (jnp.zeros(()), jnp.zeros(()), zero_grads)
         keys = jax.random.split(key, parts)
         (total, weight, grads), _ = jax.lax.scan(body, zero, (split(image), split(label), keys))
     # Dividing once by the global weight keeps the mean exact however the batch is cut.
     weight = jnp.where(weight > 0, weight, 1)
     return total / weight, jax.tree.map(lambda g: g / weight, grads)
+
+
+def _gathered(program: TrainProgram, params: Params) -> Params:
+    """Parameters whole on every device, but for scanned layers: the loop gathers one by one."""
+    scanned = program.model.config.scan_layers
+
+    def whole(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        in_loop = scanned and any("encoderblock" in str(key) for key in path)
+        return leaf if in_loop else gather(leaf, program.mesh)
+
+    return jax.tree_util.tree_map_with_path(whole, params)
 
 
 def _average(ema: Params | None, params: Params, options: StepOptions) -> Params | None:

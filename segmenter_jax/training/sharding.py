@@ -7,13 +7,11 @@ into pieces). The batch is cut over both.
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp")
+from segmenter_jax.models.placement import FSDP, leaf_spec, pieces
 
-# Smaller leaves are replicated: gathering them costs more latency than they take memory.
-MIN_SHARDED_SIZE = 2**14
+AXES = ("data", FSDP)
 
 
 def make_mesh(fsdp: int = 1, num_devices: int | None = None) -> Mesh:
@@ -69,42 +67,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """Cuts the largest dimension that `fsdp` divides; small arrays stay whole."""
-    if fsdp == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_SIZE:
-        return PartitionSpec()
-    for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
-        if shape[axis] % fsdp == 0:
-            return PartitionSpec(*(None,) * axis, "fsdp")
-    return PartitionSpec()
-
-
 def tree_sharding(tree: Any, mesh: Mesh) -> Any:
-    """Sharding of every leaf of a tree of arrays or shapes, by `leaf_spec`.
+    """Sharding of every leaf of a tree of arrays or shapes, by `models.placement.leaf_spec`.
 
     The rule sees shapes only, so that an optimizer's moments lie where their parameters do.
     """
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, mesh.shape["fsdp"])), tree
-    )
-
-
-def gather(tree: Any, mesh: Mesh) -> Any:
-    """In a traced program: the same parameters, whole on every device.
-
-    Left to itself the compiler computes with the pieces and exchanges activations instead, which
-    are many times larger than parameters here.
-    """
-    if mesh.shape["fsdp"] == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
-
-
-def scatter(tree: Any, mesh: Mesh) -> Any:
-    """In a traced program: the same gradients, each device with the pieces of its parameters."""
-    if mesh.shape["fsdp"] == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, tree_sharding(tree, mesh))
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, pieces(mesh))), tree)
 
 
 def local_copy(tree: Any, mesh: Mesh) -> Any:

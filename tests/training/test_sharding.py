@@ -3,6 +3,7 @@
 import pytest
 from jax.sharding import PartitionSpec
 
+from segmenter_jax.models.placement import leaf_spec
 from segmenter_jax.training import sharding
 
 
@@ -49,5 +50,5 @@ def test_batch_size_that_does_not_divide_names_the_choices():
     ],
 )
 def test_large_leaves_are_cut_along_their_largest_divisible_dimension(shape, spec):
-    assert sharding.leaf_spec(shape, fsdp=4) == spec
-    assert sharding.leaf_spec(shape, fsdp=1) == PartitionSpec()
+    assert leaf_spec(shape, fsdp=4) == spec
+    assert leaf_spec(shape, fsdp=1) == PartitionSpec()
