@@ -4,6 +4,7 @@ Mesh axes are `data` (replicas of the parameters) and `fsdp` (parameters and opt
 into pieces). The batch is cut over both.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,17 +17,21 @@ AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(fsdp: int = 1, num_devices: int | None = None) -> Mesh:
+def make_mesh(
+    fsdp: int = 1, num_devices: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Mesh over all devices of all processes, or over the first `num_devices` of them.
 
     Args:
       fsdp: number of pieces that parameters are cut into.
       num_devices: devices to use; None means all. Fewer than all needs a single process.
+      devices: to choose from, also such as are only described; None means those at hand.
 
     Raises:
       ValueError: the sizes do not fit the devices at hand.
     """
-    available = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     num_devices = available if num_devices is None else num_devices
     if not 1 <= num_devices <= available:
         raise ValueError(f"{num_devices=} must be between 1 and the {available} devices at hand")
@@ -39,7 +44,7 @@ def make_mesh(fsdp: int = 1, num_devices: int | None = None) -> Mesh:
         (num_devices // fsdp, fsdp),
         AXES,
         axis_types=(AxisType.Auto,) * 2,
-        devices=jax.devices()[:num_devices],
+        devices=devices[:num_devices],
     )
 
 
