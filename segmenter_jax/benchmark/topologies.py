@@ -135,7 +135,9 @@ def _tpus(name: str) -> Sequence[jax.Device]:
 
 def _gpus(name: str, count: int) -> Sequence[jax.Device]:
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
-        raise ImportError(f"{name}: compiling for NVIDIA GPUs needs CUDA: pip install '.[cuda]'")
+        raise ImportError(
+            f"{name}:{count}: compiling for NVIDIA GPUs needs CUDA: pip install '.[cuda]'"
+        )
     toolkit = _cuda_toolkit()
     os.environ["PATH"] = f"{toolkit / 'bin'}{os.pathsep}{os.environ['PATH']}"
     # What the user set comes last and wins.
