@@ -24,8 +24,6 @@ from segmenter_jax.benchmark.hlo import Instruction, instructions
 from segmenter_jax.benchmark.measure import Result
 from segmenter_jax.benchmark.topologies import Topology
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.data.builders.files import SourceFiles
-from segmenter_jax.data.builders.folder import read_classes
 from segmenter_jax.data.datasets import open_dataset
 from segmenter_jax.data.specs import BENCHMARKS, SHAPES, DatasetSpec
 from segmenter_jax.inference.geometry import InferenceSettings
@@ -158,6 +156,10 @@ def dataset_spec(config: ml_collections.ConfigDict, num_classes: int | None) -> 
     if d.name in known:
         return known[d.name]
     if d.source:
+        # Builders import TFDS, which takes seconds.
+        from segmenter_jax.data.builders.files import SourceFiles
+        from segmenter_jax.data.builders.folder import read_classes
+
         return read_classes(SourceFiles(d.source), d.name)
     try:
         return open_dataset(d.name, d.data_dir).spec

@@ -58,13 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     for topology in [describe(name) for name in names]:
         parts = programs(config, topology, arguments.num_classes)
         result = {"benchmark": "plan", "config": arguments.config} | plan(parts)
+        print(describe_plan(result), flush=True)
         if arguments.search:
             result["search"] = search(
                 parts, result["step"], arguments.num_classes, arguments.trials
             )
         result["versions"] = " ".join(f"{n} {metadata.version(n)}" for n in ("jax", "jaxlib"))
         results.append(result)
-        print(describe_plan(result), flush=True)
         _write(result, arguments.json)
     if len(results) > 1:
         print(f"\n{overview(results)}")

@@ -9,8 +9,10 @@ import ml_collections
 from segmenter_jax.benchmark.measure import Result
 from segmenter_jax.benchmark.plan import Programs, plan_step, programs
 
-# Measures against too little memory, each with the group of the config that it sets.
 _REMAT = {"model.remat": True}
+
+# Trials kept for the largest batch.
+_FOR_BATCH = 4
 
 
 @dataclasses.dataclass
@@ -47,7 +49,7 @@ class _Trials:
             "ms": ms,
         }
         self.done.append(trial)
-        text = ", ".join(f"{name}={value}" for name, value in changes.items()) or "as it is"
+        text = _text(changes)
         time = f"{ms:.1f} ms by estimate" if ms else step.get("problem", "no estimate")
         size = f"{trial['gb']:.2f} GB" if trial["gb"] else "-"
         print(
@@ -63,35 +65,51 @@ def search(parts: Programs, step: Result, num_classes: int | None, trials: int) 
       parts: the programs of the recipe.
       step: what `plan_step` said of it.
       num_classes: see `programs`.
-      trials: programs compiled at most, half of them for each question.
+      trials: programs compiled at most; `_FOR_BATCH` of them are kept for the second question.
 
     Returns:
       `cheapest`, changes of fields of the config, None if nothing fits; `batch_size`, the largest
       that was found to fit; and every trial.
     """
-    tries = _Trials(parts, num_classes, trials - trials // 2, [])
+    tries = _Trials(parts, num_classes, max(trials - _FOR_BATCH, 0), [])
     tries.note({}, step)
     cheapest = {} if step["fits"] else _cheapest(tries)
     result: Result = {"cheapest": cheapest, "batch_size": None, "trials": tries.done}
     if cheapest is not None:
-        tries.left += trials // 2
+        tries.left += min(trials, _FOR_BATCH)
         fitting = step if step["fits"] else None
         result["batch_size"] = _largest_batch(tries, cheapest, fitting)
+    print(_answer(result), flush=True)
     return result
+
+
+def _answer(result: Result) -> str:
+    if result["cheapest"] is None:
+        return "nothing that was tried makes the recipe fit"
+    return (
+        f"the recipe fits with: {_text(result['cheapest'])}; the largest batch found to fit with "
+        f"that: {result['batch_size']}"
+    )
+
+
+def _text(changes: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in changes.items()) or "no change"
 
 
 def _cheapest(tries: _Trials) -> dict[str, Any] | None:
     """The quickest by estimate of the fewest changes that fit."""
     parts = tries.parts
-    accumulate = [{"grad_accum_steps": parts.config.grad_accum_steps * n} for n in (2, 4)]
+    accumulate = {"grad_accum_steps": 2 * parts.config.grad_accum_steps}
     cut = {"mesh.fsdp": parts.train.mesh.size}
-    single = [_REMAT, *accumulate, cut]
-    pairs = [a | b for a, b in itertools.combinations((_REMAT, accumulate[0], cut), 2)]
-    for changes in (single, [*pairs, _REMAT | accumulate[1] | cut]):
-        fitting = [(c, step) for c in changes if (step := tries(c)) and step["fits"]]
+    measures = [m for m in (_REMAT, accumulate, cut) if _changed(parts.config, m) != parts.config]
+    for count in range(1, len(measures) + 1):
+        fitting = []
+        for chosen in itertools.combinations(measures, count):
+            changes = dict(itertools.chain.from_iterable(c.items() for c in chosen))
+            if (step := tries(changes)) and step["fits"]:
+                fitting.append(((step.get("estimate") or {}).get("ms", 0), len(fitting), changes))
         if fitting:
-            best = min(fitting, key=lambda pair: (pair[1].get("estimate") or {}).get("ms", 0))
-            return best[0]
+            return min(fitting)[2]
     return None
 
 
@@ -115,14 +133,16 @@ def _largest_batch(tries: _Trials, changes: dict[str, Any], fitting: Result | No
 
 
 def _guess(known: list[tuple[int, Result]], low: int, high: int | None) -> int:
-    """Next number of rows: where the memory of two that fit leads to, else doubled or halved."""
+    """Next number of rows: halfway, or where the memory of two that fit leads to, or twice."""
+    if high is not None:
+        return (low + high) // 2
     if len(known) > 1:
         (a, first), (b, last) = known[-2:]
         slope = (last["total"] - first["total"]) / (b - a)
         if slope > 0:
             guess = b + int((last["capacity"] - last["total"]) / slope)
-            return min(max(guess, low + 1), high - 1 if high else 4 * low)
-    return (low + high) // 2 if high else 2 * low
+            return min(max(guess, low + 1), 4 * low)
+    return 2 * low
 
 
 def _changed(
