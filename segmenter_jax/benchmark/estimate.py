@@ -18,7 +18,14 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w*|\S*triton\S*)"')
 
 # Products of (T, T) with a head in attention's kernels, by the first pattern in a kernel's name.
-_PRODUCTS = ((r"dq", 3), (r"dkv", 4), (r"[Bb]ackward|bwd|transpose\(", 5), (r"", 2))
+_PRODUCTS = (
+    (r"_dq\b|_dq_", 3),
+    (r"_dkv\b|_dkv_", 4),
+    (r"[Bb]ackward|bwd", 5),
+    (r"forward|fwd", 2),
+    (r"transpose\(", 5),
+    (r"", 2),
+)
 
 # Parts of a program by the first pattern in an operation's name.
 _PARTS = tuple(
@@ -59,7 +66,7 @@ class Kernel:
     """A hand-written kernel, for which compilers estimate nothing.
 
     Attributes:
-      name: in the traced program.
+      name: of its operation in the traced program, and its own.
       times: how often it runs.
       flops: of one run on one device, with its padding.
       rate: FLOP/s that it is taken to reach.
@@ -76,32 +83,32 @@ def part_of(source: str) -> str:
     return next(part for part, pattern in _PARTS if pattern.search(source))
 
 
-def kernels_of(program: list[Instruction], spec: DeviceSpec) -> list[Kernel]:
+def kernels_of(program: list[Instruction], spec: DeviceSpec, head_dim: int) -> list[Kernel]:
     """Kernels of attention in a program.
 
     Args:
       program: its instructions.
       spec: of the devices.
+      head_dim: size of a head.
     """
+    rate = KERNEL_RATE * min(head_dim / spec.matrix_side, 1) * spec.peak_tflops * 1e12
     found = []
     for line in program:
         if line.opcode != "custom-call" or not (target := _KERNEL.search(line.text)):
             continue
-        # (B, heads, T, d) or (B, T, heads, d); the longer of the two is T.
-        shapes = [a.shape for a in line.arrays if len(a.shape) == 4]
-        if not shapes:
+        shape = line.arrays[0].shape
+        if len(shape) not in (3, 4):
             continue
-        shape = shapes[0]
-        name = f"{line.source} {line.name} {target[1]}"
+        name = f"{line.source} {line.name.rstrip('.0123456789')} {target[1]}"
         products = next(n for pattern, n in _PRODUCTS if re.search(pattern, name))
-        rate = KERNEL_RATE * min(shape[-1] / spec.matrix_side, 1) * spec.peak_tflops * 1e12
-        work = 2.0 * products * math.prod(shape) * max(shape[1:3])
-        found.append(Kernel(f"{line.source}/{line.name}", line.times or 1, work, rate))
+        # (B, heads, T, d), (B, T, heads, d) or (B, T, heads * d): T is the longer where heads are.
+        work = 2.0 * products * math.prod(shape) * max(shape[1:-1])
+        found.append(Kernel(name, line.times or 1, work, rate))
     return found
 
 
 def operations_of(
-    program: list[Instruction], spec: DeviceSpec, num_devices: int
+    program: list[Instruction], spec: DeviceSpec, head_dim: int, num_devices: int
 ) -> list[Operation]:
     """Everything in a program that time is estimated for.
 
@@ -111,6 +118,7 @@ def operations_of(
     Args:
       program: its instructions.
       spec: of the devices.
+      head_dim: size of a head of attention.
       num_devices: that the program runs on.
 
     Raises:
@@ -119,7 +127,7 @@ def operations_of(
     if spec.clock_ghz is None:
         raise ValueError("the compiler estimates no times for such devices")
     found = list(_compiled(program, spec.clock_ghz))
-    for kernel in kernels_of(program, spec):
+    for kernel in kernels_of(program, spec, head_dim):
         seconds = kernel.times * kernel.flops / kernel.rate
         found.append(Operation(f"{part_of(kernel.name)} kernel", kernel.name, seconds))
     for c in collectives_of(program, num_devices):

@@ -268,9 +268,13 @@ def _memory(compiled: Compiled, memory_gib: float, held: int = 0) -> Result:
     }
 
 
+def _head_dim(parts: Programs) -> int:
+    return parts.description.model.width // parts.description.model.num_heads
+
+
 def _attention(program: list[Instruction], parts: Programs) -> Result:
     """Kernels in a program, and the largest array of a weight for each pair of tokens."""
-    kernels = estimate.kernels_of(program, parts.topology.spec)
+    kernels = estimate.kernels_of(program, parts.topology.spec, _head_dim(parts))
     pairs = [
         array
         for line in program
@@ -293,7 +297,7 @@ def _times(
     spec = parts.topology.spec
     if spec.clock_ghz is None:
         return {"estimate": None}
-    operations = estimate.operations_of(program, spec, num_devices)
+    operations = estimate.operations_of(program, spec, _head_dim(parts), num_devices)
     seconds = float(np.sum([operation.seconds for operation in operations]))
     rate = images / seconds
     peak = (spec.peak_tflops, "datasheet, bfloat16")

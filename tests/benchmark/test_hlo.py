@@ -62,11 +62,11 @@ def test_groups_by_axes_of_a_mesh_are_read(program):
 
 
 def test_time_is_cycles_by_rounds_kernels_by_work_and_collectives_by_bytes(program):
-    (kernel,) = estimate.kernels_of(program, SPEC)
+    (kernel,) = estimate.kernels_of(program, SPEC, 64)
     # Two products of (1152, 1152) with 64 for each of 2 x 6 heads; half of the unit is idle.
     assert kernel.flops == 2 * 2 * 2 * 6 * 1152**2 * 64 and kernel.times == 12
     assert kernel.rate == estimate.KERNEL_RATE / 2 * 100e12
-    seconds = estimate.seconds_by(estimate.operations_of(program, SPEC, 8), "part")
+    seconds = estimate.seconds_by(estimate.operations_of(program, SPEC, 64, 8), "part")
     assert seconds == {
         "encoder attention kernel": pytest.approx(12 * kernel.flops / kernel.rate),
         "encoder MLP": pytest.approx(12e-6),
