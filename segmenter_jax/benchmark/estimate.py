@@ -39,6 +39,7 @@ _PARTS = tuple(
         ("encoder attention", r"/encoder/.*/attention/"),
         ("encoder MLP", r"/encoder/.*/mlp/"),
         ("encoder norms", r"/encoder/.*(LayerNorm_\d|encoder_norm)"),
+        ("encoder loop's slices", r"/encoder/.*(dynamic_(update_)?index_in_dim|_scan/stack)"),
         ("encoder, rest", r"/encoder/"),
         ("optimizer", r"^jit\(update\)/"),
         ("unnamed", ""),

@@ -1,5 +1,7 @@
 """A plan as text for people."""
 
+import collections
+import re
 from collections.abc import Sequence
 
 from segmenter_jax.benchmark.collectives import KINDS
@@ -47,9 +49,8 @@ def _memory(plan: Result) -> list[str]:
         rows.append((name, *(f"{side[name] / 1e9:.2f}" if name in side else "-" for side in sides)))
     answers = {True: "yes", False: "NO", None: "not compiled"}
     rows.append(("fits", *(answers[side["fits"]] for side in sides)))
-    rows.append(
-        ("compiled in s", *(f"{s['compile_s']:.0f}" if "compile_s" in s else "-" for s in sides))
-    )
+    for label, name in (("compiled in s", "compile_s"), ("CPU seconds of it", "compile_cpu_s")):
+        rows.append((label, *(f"{s[name]:.0f}" if name in s else "-" for s in sides)))
     for name, title in _PROGRAMS.items():
         if "problem" in plan[name]:
             problems.append(f"{title}: {plan[name]['problem']}")
@@ -71,9 +72,12 @@ def _attention(plan: Result) -> list[str]:
     for name, title in _PROGRAMS.items():
         if (a := plan[name].get("attention")) is None:
             continue
-        runs = sum(kernel["times"] for kernel in a["kernels"])
+        runs: dict[str, int] = collections.defaultdict(int)
+        for kernel in a["kernels"]:
+            runs[kernel["name"].split()[-2]] += kernel["times"]
+        kernels = ", ".join(f"{kernel} x{times}" for kernel, times in runs.items())
         text = f"attention of {title}: asked {plan['recipe']['attention']}; "
-        text += f"{len(a['kernels'])} kernels that run {runs} times; "
+        text += f"kernels: {kernels or 'none'}; "
         weights = f"{a['largest_weights']}, {a['largest_weights_mb']:.0f} MB"
         lines.append(text + f"(T, T) arrays: {weights if a['largest_weights'] else 'none'}")
     return lines
@@ -98,8 +102,20 @@ def _estimate(title: str, side: Result) -> list[str]:
     return lines
 
 
+# What names of operations are shortened by, in order.
+_SHORT = (
+    (r"^jit\(\w+\)/", ""),
+    (r"transpose\(jvp\((\w*)\)\)/", r"backward \1/"),
+    (r"jvp\((\w*)\)/", r"forward \1/"),
+    (r"Segmenter/|Segmenter\.encode/|closed_call/|while/body/", ""),
+    (r"encoder/encoder\.", "encoder."),
+)
+
+
 def _short(name: str, width: int = 90) -> str:
-    return name if len(name) <= width else f"...{name[3 - width :]}"
+    for pattern, text in _SHORT:
+        name = re.sub(pattern, text, name)
+    return name if len(name) <= width else f"{name[: width // 2 - 3]}...{name[-width // 2 :]}"
 
 
 def overview(plans: Sequence[Result]) -> str:

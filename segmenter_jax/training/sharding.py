@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -40,12 +41,13 @@ def make_mesh(
     if fsdp < 1 or num_devices % fsdp:
         choices = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
         raise ValueError(f"{fsdp=} does not divide {num_devices} devices; choose from {choices}")
-    return jax.make_mesh(
-        (num_devices // fsdp, fsdp),
-        AXES,
-        axis_types=(AxisType.Auto,) * 2,
-        devices=devices[:num_devices],
-    )
+    shape, devices = (num_devices // fsdp, fsdp), devices[:num_devices]
+    try:
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        # 4 pieces on a slice of 16 x 16 chips, for example: one of its own axes is cut.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, grad_accum_steps: int = 1) -> None:

@@ -4,12 +4,15 @@ import contextlib
 import importlib.util
 import io
 import json
+import re
 
 import pytest
 
 from segmenter_jax.benchmark.cli import main
 from segmenter_jax.benchmark.plan import dataset_spec
+from segmenter_jax.benchmark.topologies import describe
 from segmenter_jax.runtime.config_flag import read_config
+from segmenter_jax.training import sharding
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]"
@@ -43,6 +46,18 @@ def test_wrong_configs_and_topologies_are_refused_in_one_line(capsys):
 def test_an_unknown_topology_is_refused_with_the_choices(capsys):
     error = failure(capsys, "--config=quickstart", "--topology=v5e:2x4,v9:2x2")
     assert "topology 'v9:2x2' is not known" in error and "v5p:2x2x2" in error
+
+
+@needs_libtpu
+def test_pieces_may_be_fewer_than_a_side_of_the_slice():
+    mesh = sharding.make_mesh(fsdp=4, devices=describe("v6e:16x16").devices)
+    assert dict(mesh.shape) == {"data": 64, "fsdp": 4}
+    assert len(set(mesh.devices.flat)) == 256
+
+
+@needs_libtpu
+def test_two_cores_of_a_v4_chip_are_one_device_and_those_of_a_v7_are_two():
+    assert [len(describe(name).devices) for name in ("v4:2x2x1", "tpu7x:2x2x1")] == [4, 8]
 
 
 def test_missing_compilers_are_named_with_what_to_install(capsys, monkeypatch):
@@ -84,7 +99,7 @@ def test_a_plan_says_what_fits_and_what_is_sent(planned):
     # Gradients are summed once; bfloat16 halves some of it.
     assert 0.4 < step["collectives"]["sent_over_minimum"] <= 1.01
     assert step["collectives"]["all-gather_count"] == 0
-    assert "FACT" in text and "fits           yes" in text
+    assert re.search(r"FACT: the compiled programs(.*\n)+fits +yes +yes\n", text)
 
 
 @needs_libtpu
