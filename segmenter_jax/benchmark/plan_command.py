@@ -6,7 +6,8 @@ import pathlib
 from importlib import metadata
 
 from segmenter_jax.benchmark.measure import Result
-from segmenter_jax.benchmark.plan import plan, programs
+from segmenter_jax.benchmark.plan import plan
+from segmenter_jax.benchmark.plan_programs import programs
 from segmenter_jax.benchmark.plan_report import describe_plan, overview
 from segmenter_jax.benchmark.plan_search import search
 from segmenter_jax.benchmark.topologies import describe, stay_on_cpu

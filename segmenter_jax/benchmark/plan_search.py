@@ -7,7 +7,8 @@ from typing import Any
 import ml_collections
 
 from segmenter_jax.benchmark.measure import Result
-from segmenter_jax.benchmark.plan import Programs, plan_step, programs
+from segmenter_jax.benchmark.plan import plan_step
+from segmenter_jax.benchmark.plan_programs import Programs, programs
 
 _REMAT = {"model.remat": True}
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from segmenter_jax.benchmark.cli import main
-from segmenter_jax.benchmark.plan import dataset_spec
+from segmenter_jax.benchmark.plan_programs import dataset_spec
 from segmenter_jax.benchmark.topologies import describe
 from segmenter_jax.runtime.config_flag import read_config
 from segmenter_jax.training import sharding

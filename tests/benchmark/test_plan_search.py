@@ -5,7 +5,7 @@ import pytest
 
 from segmenter_jax.benchmark import plan_search
 from segmenter_jax.benchmark.devices import DeviceSpec
-from segmenter_jax.benchmark.plan import programs
+from segmenter_jax.benchmark.plan_programs import programs
 from segmenter_jax.benchmark.topologies import Topology
 from segmenter_jax.runtime.config_flag import read_config
 
