@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import get_args
 
 import jax
 
-from segmenter_jax.benchmark import flops
+from segmenter_jax.benchmark import flops, plan_command
 from segmenter_jax.benchmark.collectives import benchmark_collectives
 from segmenter_jax.benchmark.inference import benchmark_evaluate, benchmark_infer
 from segmenter_jax.benchmark.kernels import benchmark_attention, benchmark_loss
@@ -116,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--num_threads", type=int, help="by default one for each core, up to 4")
     loader.add_argument("--prefetch", type=int, default=4, help="batches kept ready")
     loader.add_argument("--rounds", type=int, default=5, help="of both sides, taking turns")
+    text = plan_command.HELP
+    plan_command.add_flags(subjects.add_parser("plan", help=text, description=text))
     return parser
 
 
@@ -161,7 +164,9 @@ def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
     )
 
 
-def _command(arguments: argparse.Namespace) -> None:
+def _command(arguments: argparse.Namespace) -> int | None:
+    if arguments.subject == "plan":
+        return plan_command.run(arguments)
     for name, least in (("batch_size", 1), ("steps", 1), ("warmup", 0)):
         if (value := getattr(arguments, name)) < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
@@ -184,8 +189,15 @@ def _command(arguments: argparse.Namespace) -> None:
     }
     result = settings | values | environment(arguments.devices or jax.device_count())
     report(result, arguments.json, arguments.compare)
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    return run_command(_parser(), _command, argv)
+    parser, argv = _parser(), sys.argv[1:] if argv is None else list(argv)
+    if "plan" in argv:
+        # Overrides of a config's fields, which argparse cannot know.
+        overrides = [argument for argument in argv if argument.startswith("--config.")]
+        argv = [argument for argument in argv if argument not in overrides]
+        parser.set_defaults(overrides=overrides)
+    return run_command(parser, _command, argv)

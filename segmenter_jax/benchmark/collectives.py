@@ -1,13 +1,14 @@
 """What devices send each other in a training step, read from the compiled program."""
 
-import collections
 import dataclasses
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
+from segmenter_jax.benchmark.hlo import Instruction, instructions
 from segmenter_jax.benchmark.measure import Result, compile_timed
 from segmenter_jax.benchmark.step import StepSettings
 from segmenter_jax.models import SegmenterConfig
@@ -15,15 +16,9 @@ from segmenter_jax.training.state import TrainState
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_COLLECTIVE = re.compile(rf" = (?P<type>.+?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r"known_trip_count\W+n\W+(\d+)")
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _GROUP_GRID = re.compile(r"replica_groups=\[\d+,(\d+)\]")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,74 +49,58 @@ class Collective:
         return factor * self.size * self.times
 
 
-def collectives_of(text: str, num_devices: int) -> list[Collective]:
+def collectives_of(program: Iterable[Instruction], num_devices: int) -> list[Collective]:
     """Collectives of a compiled program, those in loops with the number of their rounds.
 
     Args:
-      text: HLO, as `jax.stages.Compiled.as_text` gives it.
+      program: its instructions.
       num_devices: that the program runs on.
 
     Raises:
       ValueError: a collective is in a loop of an unknown number of rounds.
     """
-    computations: dict[str, list[str]] = {}
-    entry = current = ""
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            current = match[2]
-            computations[current] = []
-            entry = current if match[1] else entry
-        elif line.startswith(" "):
-            computations[current].append(line)
-    return list(_walk(computations, entry, 1, num_devices))
+    found = []
+    for instruction in program:
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in KINDS:
+            if instruction.times is None:
+                raise ValueError(
+                    "collectives in a loop of an unknown number of rounds: "
+                    f"{instruction.text.strip()}"
+                )
+            found.append(_collective(instruction, kind, num_devices))
+    return found
 
 
-def _walk(
-    computations: dict[str, list[str]], name: str, times: int, num_devices: int
-) -> Iterator[Collective]:
-    for line in computations[name]:
-        if match := _COLLECTIVE.search(line):
-            yield _collective(line, match, times, num_devices)
-            continue
-        called = _CALLED.findall(line)
-        if branches := _BRANCHES.search(line):
-            called += [branch.strip(" %") for branch in branches[1].split(",")]
-        rounds = _TRIPS.search(line)
-        for inner in called:
-            found = list(
-                _walk(computations, inner, times * int(rounds[1] if rounds else 1), num_devices)
-            )
-            if found and " while(" in line and not rounds:
-                raise ValueError(f"collectives in a loop of an unknown number of rounds: {line}")
-            yield from found
-
-
-def _collective(line: str, match: re.Match, times: int, num_devices: int) -> Collective:
-    kind, arrays = match["kind"], _ARRAY.findall(match["type"])
-    if match["start"] and kind == "collective-permute":
+def _collective(instruction: Instruction, kind: str, num_devices: int) -> Collective:
+    arrays, started = instruction.arrays, instruction.opcode.endswith("-start")
+    if started and kind == "collective-permute":
         arrays = arrays[1:2]
-    elif match["start"] and kind != "all-reduce":
+    elif started and kind != "all-reduce":
         # The operands come first, as many as results.
         arrays = arrays[len(arrays) // 2 :]
-    group = num_devices
-    if found := _GROUP_LIST.search(line):
-        group = found[1].count(",") + 1
-    elif found := _GROUP_GRID.search(line):
-        group = int(found[1])
-    size = sum(
-        int(bits or 8) * int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64)) // 8
-        for _, bits, shape in arrays
-    )
-    source = _OP_NAME.search(line)
-    shapes = ", ".join(f"{dtype}[{shape}]" for dtype, _, shape in arrays[:3])
+    group = _group(instruction.text) or num_devices
+    shapes = ", ".join(map(str, arrays[:3]))
     return Collective(
         kind=kind,
         type=shapes + (f" and {len(arrays) - 3} more" if len(arrays) > 3 else ""),
-        size=size * (group if kind == "reduce-scatter" else 1),
+        size=sum(a.size for a in arrays) * (group if kind == "reduce-scatter" else 1),
         group=group,
-        times=times,
-        source=source[1] if source else "",
+        times=instruction.times,
+        source=instruction.source,
     )
+
+
+def _group(line: str) -> int | None:
+    """Devices that take part together; None where the line does not say, and all do."""
+    if found := _GROUP_LIST.search(line):
+        return found[1].count(",") + 1
+    if found := _GROUP_GRID.search(line):
+        return int(found[1])
+    if found := _GROUP_MESH.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    return None
 
 
 def minimum_bytes(state: TrainState, num_devices: int) -> float:
@@ -145,6 +124,26 @@ def minimum_bytes(state: TrainState, num_devices: int) -> float:
     return total
 
 
+def summarise_collectives(found: Sequence[Collective], least: float) -> Result:
+    """How often each kind runs and what it sends in a step, and the sum beside the least.
+
+    Args:
+      found: those of a program.
+      least: see `minimum_bytes`.
+    """
+    result: Result = {}
+    for kind in KINDS:
+        same = [c for c in found if c.kind == kind]
+        result[f"{kind}_count"] = sum(c.times for c in same)
+        result[f"{kind}_mb"] = sum(c.moved for c in same) / 1e6
+    total = sum(c.moved for c in found)
+    return result | {
+        "sent_mb": total / 1e6,
+        "minimum_mb": least / 1e6,
+        "sent_over_minimum": total / least if least else None,
+    }
+
+
 def benchmark_collectives(config: SegmenterConfig, settings: StepSettings, show: int) -> Result:
     """Bytes that a device sends in a training step, which is compiled and not run.
 
@@ -158,23 +157,10 @@ def benchmark_collectives(config: SegmenterConfig, settings: StepSettings, show:
     compiled, memory = compile_timed(
         program.step, target, program.abstract_batch(settings.batch_size)
     )
-    found = collectives_of(compiled.as_text(), mesh.size)
-    moved: dict[str, float] = collections.defaultdict(float)
-    counts: dict[str, int] = collections.defaultdict(int)
-    for collective in found:
-        moved[collective.kind] += collective.moved
-        counts[collective.kind] += collective.times
-    total, least = sum(moved.values()), minimum_bytes(target, mesh.size)
+    found = collectives_of(instructions(compiled.as_text()), mesh.size)
     result: Result = {"mesh": dict(mesh.shape)}
     result["parameters_mb"] = sum(x.size * 4 for x in jax.tree.leaves(target.params)) / 1e6
-    for kind in KINDS:
-        result[f"{kind}_count"] = counts[kind]
-        result[f"{kind}_mb"] = moved[kind] / 1e6
-    result |= {
-        "sent_mb": total / 1e6,
-        "minimum_mb": least / 1e6,
-        "sent_over_minimum": total / least if least else None,
-    }
+    result |= summarise_collectives(found, minimum_bytes(target, mesh.size))
     for number, c in enumerate(sorted(found, key=lambda c: -c.moved)[:show], start=1):
         result[f"largest_{number}"] = (
             f"{c.moved / 1e6:.2f} MB {c.kind} {c.type} x{c.times} over {c.group}: {c.source[:80]}"

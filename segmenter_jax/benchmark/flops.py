@@ -6,25 +6,11 @@ import time
 import jax
 import jax.numpy as jnp
 
+from segmenter_jax.benchmark.devices import device_spec
 from segmenter_jax.models import SegmenterConfig
 
 # Forward and backward pass: each matmul has two in its gradient.
 TRAIN_FACTOR = 3
-
-# Dense bfloat16 TF/s of one device by datasheet, by a part of `device_kind`.
-PEAK_TFLOPS = {
-    "H200": 990.0,
-    "H100": 990.0,
-    "A100": 312.0,
-    "V100": 125.0,
-    "L4": 121.0,
-    "TPU v6": 918.0,
-    "TPU v5p": 459.0,
-    "TPU v5": 197.0,
-    "TPU v4": 275.0,
-    "TPU v3": 123.0,
-    "TPU v2": 45.0,
-}
 
 
 def _block(tokens: int, width: int, mlp_dim: int) -> int:
@@ -66,9 +52,8 @@ def peak_tflops() -> tuple[float, str]:
     matrices.
     """
     kind = jax.devices()[0].device_kind
-    for part, peak in PEAK_TFLOPS.items():
-        if part in kind:
-            return peak, f"datasheet of {kind}, bfloat16"
+    if spec := device_spec(kind):
+        return spec.peak_tflops, f"datasheet of {kind}, bfloat16"
     size = 2048
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)

@@ -9,11 +9,13 @@ import re
 import sys
 import traceback
 import types
+from collections.abc import Sequence
 
 import ml_collections
 from absl import flags
+from ml_collections import config_flags
 
-from segmenter_jax.runtime.errors import first_line
+from segmenter_jax.runtime.errors import first_line, one_line
 
 _SHIPPED = "segmenter_jax.configs"
 
@@ -29,9 +31,9 @@ class ConfigFileParser(flags.ArgumentParser):
     `get_config` may follow, after a colon.
     """
 
-    def __init__(self, name: str):
-        """Takes the name of the flag, for messages."""
-        self._name = name
+    def __init__(self, name: str, argv: Sequence[str] | None = None):
+        """Takes the name of the flag, and the arguments with its overrides; None: sys.argv."""
+        self._name, self._argv = name, argv
 
     def flag_type(self) -> str:
         """What `--help` calls a value."""
@@ -69,8 +71,28 @@ class ConfigFileParser(flags.ArgumentParser):
             raise ConfigFlagError(
                 f"{name}: get_config returned a {type(config).__name__}, not a ConfigDict"
             )
-        _check_fields(config, self._name)
+        _check_fields(config, self._name, sys.argv if self._argv is None else self._argv)
         return config.lock()
+
+
+def read_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The config that the flags `--config=NAME OVERRIDES` make, for commands without absl's flags.
+
+    Args:
+      name: of a config, or path of a file.
+      overrides: such as "--config.batch_size=16".
+
+    Raises:
+      ValueError: there is no such config or field, or a value does not fit.
+    """
+    values, argv = flags.FlagValues(), ["", f"--config={name}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values["config"].parser = ConfigFileParser("config", argv)
+    try:
+        values(argv)
+    except (flags.Error, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(one_line(error)) from error
+    return values["config"].value
 
 
 def config_names() -> list[str]:
@@ -97,13 +119,13 @@ def _failure(error: Exception, path: str) -> str:
     return f"{where}: {type(error).__name__}: {first_line(error)[:300]}"
 
 
-def _check_fields(config: ml_collections.ConfigDict, name: str) -> None:
+def _check_fields(config: ml_collections.ConfigDict, name: str, argv: Sequence[str]) -> None:
     """Raises on overrides of fields that a config does not have.
 
     ml_collections names only the last part of such a field, or fails at indexing a string.
     """
     # `config_flags` takes the overrides from there as well.
-    for argument in sys.argv:
+    for argument in argv:
         match = re.match(rf"--?(?:no)?{re.escape(name)}\.([\w.]+)", argument)
         group, place = config, name
         for field in match[1].split(".") if match else ():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import ml_collections
 import optax
+from jax.sharding import Mesh
 
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.data.datasets import Dataset, build_dataset
@@ -156,6 +157,36 @@ def make_transform(config: ml_collections.ConfigDict, spec: DatasetSpec) -> Trai
     )
 
 
+def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises ValueError for what can be found wrong before the dataset is known."""
+    _check_ranges(config)
+    sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
+
+
+def assemble(
+    config: ml_collections.ConfigDict, spec: DatasetSpec, mesh: Mesh
+) -> tuple[ModelDescription, TrainProgram, InferenceSettings]:
+    """What a config computes on a dataset: description, training program, and inference settings.
+
+    Args:
+      config: see configs/common.py.
+      spec: of the dataset.
+      mesh: of devices that are there, or only described.
+
+    Raises:
+      ValueError: a value of the config is wrong; the message names it.
+    """
+    with _group("optimizer"):
+        optimization = make_optimization(config)
+    description = describe(config, spec)
+    with _group("loss"):
+        options = make_options(config, description)
+    with _group("eval"):
+        settings = InferenceSettings.of(description, batch_size=config.eval.batch_size)
+    model = Segmenter(description.model)
+    return description, TrainProgram(model, *optimization, options, mesh, config.seed), settings
+
+
 def build(config: ml_collections.ConfigDict) -> Experiment:
     """Checks a config and builds everything it describes, before any device work.
 
@@ -165,12 +196,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       ValueError: a value of the config or of the dataset is wrong; the message names it.
     """
-    _check_ranges(config)
     with _group("mesh"):
         mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
-    sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
-    with _group("optimizer"):
-        optimization = make_optimization(config)
+    check(config, mesh)
 
     d = config.dataset
     dataset = build_dataset(d.name, d.data_dir, d.source or None)
@@ -179,21 +207,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         dataset.source(split)
     with _group("augment"):
         transform = make_transform(config, dataset.spec)
-    description = describe(config, dataset.spec)
-    with _group("loss"):
-        options = make_options(config, description)
-    with _group("eval"):
-        settings = InferenceSettings.of(description, batch_size=config.eval.batch_size)
-    return Experiment(
-        config=config,
-        dataset=dataset,
-        transform=transform,
-        description=description,
-        program=TrainProgram(
-            Segmenter(description.model), *optimization, options, mesh, config.seed
-        ),
-        settings=settings,
-    )
+    return Experiment(config, dataset, transform, *assemble(config, dataset.spec, mesh))
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:

@@ -26,6 +26,7 @@ _DEFAULT_BLOCK_BYTES = 32 << 20
 _matmul = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.named_scope("loss")
 def segmentation_loss(
     logits: jax.Array,
     label: jax.Array,

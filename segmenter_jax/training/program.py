@@ -159,6 +159,7 @@ def update(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[Trai
     return _skip_non_finite(state, after, metrics) if options.skip_non_finite else (after, metrics)
 
 
+@jax.named_scope("augmentation")
 def prepare_image(batch: Batch, key: jax.Array, options: StepOptions) -> jax.Array:
     """Colour augmentation and normalisation of a uint8 batch; padding becomes 0."""
     image = batch["image"].astype(jnp.float32)

@@ -4,9 +4,12 @@ Mesh axes are `data` (replicas of the parameters) and `fsdp` (parameters and opt
 into pieces). The batch is cut over both.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from segmenter_jax.models.placement import FSDP, leaf_spec, pieces
@@ -14,17 +17,21 @@ from segmenter_jax.models.placement import FSDP, leaf_spec, pieces
 AXES = ("data", FSDP)
 
 
-def make_mesh(fsdp: int = 1, num_devices: int | None = None) -> Mesh:
+def make_mesh(
+    fsdp: int = 1, num_devices: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Mesh over all devices of all processes, or over the first `num_devices` of them.
 
     Args:
       fsdp: number of pieces that parameters are cut into.
       num_devices: devices to use; None means all. Fewer than all needs a single process.
+      devices: to choose from, also such as are only described; None means those at hand.
 
     Raises:
       ValueError: the sizes do not fit the devices at hand.
     """
-    available = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     num_devices = available if num_devices is None else num_devices
     if not 1 <= num_devices <= available:
         raise ValueError(f"{num_devices=} must be between 1 and the {available} devices at hand")
@@ -33,12 +40,13 @@ def make_mesh(fsdp: int = 1, num_devices: int | None = None) -> Mesh:
     if fsdp < 1 or num_devices % fsdp:
         choices = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
         raise ValueError(f"{fsdp=} does not divide {num_devices} devices; choose from {choices}")
-    return jax.make_mesh(
-        (num_devices // fsdp, fsdp),
-        AXES,
-        axis_types=(AxisType.Auto,) * 2,
-        devices=jax.devices()[:num_devices],
-    )
+    shape, devices = (num_devices // fsdp, fsdp), devices[:num_devices]
+    try:
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        # 4 pieces on a slice of 16 x 16 chips, for example: one of its own axes is cut.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, grad_accum_steps: int = 1) -> None:

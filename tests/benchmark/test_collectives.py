@@ -6,6 +6,7 @@ import pytest
 
 from segmenter_jax.benchmark.cli import main
 from segmenter_jax.benchmark.collectives import collectives_of
+from segmenter_jax.benchmark.hlo import instructions
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -44,7 +45,7 @@ replica_groups=[1,8]<=[8], dimensions={0}
 
 
 def test_bytes_of_a_program_are_counted_by_hand():
-    found = {c.kind + str(c.times): c for c in collectives_of(PROGRAM, 8)}
+    found = {c.kind + str(c.times): c for c in collectives_of(instructions(PROGRAM), 8)}
     assert len(found) == 5
     both = found["all-reduce1"]
     assert (both.size, both.group, both.source) == (512, 2, "jit(step)/grad")
@@ -60,14 +61,15 @@ def test_operands_of_started_collectives_do_not_count():
         "  %rs = ((f32[1024]{0}), f32[128]{0}) reduce-scatter-start(%p), "
         "replica_groups=[1,8]<=[8], to_apply=%add"
     )
-    (found,) = collectives_of(f"ENTRY %main (p: f32[1024]) -> f32[] {{\n{line}\n}}\n", 8)
+    text = f"ENTRY %main (p: f32[1024]) -> f32[] {{\n{line}\n}}\n"
+    (found,) = collectives_of(instructions(text), 8)
     assert found.moved == 4096 * 7 / 8
 
 
 def test_loop_of_unknown_length_is_refused():
     text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
     with pytest.raises(ValueError, match="in a loop of an unknown number of rounds"):
-        collectives_of(text, 8)
+        collectives_of(instructions(text), 8)
 
 
 def measured(capsys, *arguments):

@@ -1,0 +1,156 @@
+"""What a config computes on devices that are not there: its programs, compiled and not run."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import SingleDeviceSharding
+
+from segmenter_jax.benchmark.hlo import Instruction, instructions
+from segmenter_jax.benchmark.topologies import Topology
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.data.datasets import open_dataset
+from segmenter_jax.data.specs import BENCHMARKS, SHAPES, DatasetSpec
+from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.models.normalization import normalize
+from segmenter_jax.training import experiment, sharding
+from segmenter_jax.training.program import TrainProgram
+
+# Windows that one device evaluates at a time, where the config does not say.
+_WINDOWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program as its compiler left it.
+
+    Attributes:
+      text: HLO.
+      memory: bytes on one device: "arguments", "temporaries", "results" that are not written over
+        arguments, and "code".
+      compile_s, cpu_s: seconds that tracing and compiling took here, by the clock and of all cores.
+    """
+
+    text: str
+    memory: dict[str, int]
+    compile_s: float
+    cpu_s: float
+
+    @property
+    def total(self) -> int:
+        """Bytes of all of its memory."""
+        return sum(self.memory.values())
+
+    def instructions(self) -> list[Instruction]:
+        """Every line of the program."""
+        return list(instructions(self.text))
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a config computes on a topology.
+
+    Attributes:
+      config: with every override.
+      topology: the devices.
+      description: the network.
+      train: the training program.
+      settings: of evaluation.
+    """
+
+    config: ml_collections.ConfigDict
+    topology: Topology
+    description: ModelDescription
+    train: TrainProgram
+    settings: InferenceSettings
+
+    @property
+    def windows(self) -> int:
+        """Windows that one device evaluates at a time."""
+        devices = self.train.mesh.size
+        return -(-(self.settings.batch_size or _WINDOWS * devices) // devices)
+
+    def step(self) -> Compiled:
+        """The training step of the config's batch.
+
+        Raises:
+          jax.errors.JaxRuntimeError: it cannot be compiled; RESOURCE_EXHAUSTED: it does not fit.
+        """
+        batch = self.train.abstract_batch(self.config.batch_size)
+        return _compile(self.train.step, self.train.abstract_state(), batch)
+
+    def evaluation(self) -> Compiled:
+        """The forward pass of one device's windows."""
+        d, model = self.description, self.train.model
+        place = SingleDeviceSharding(self.topology.devices[0])
+        shape = (self.windows, self.settings.window, self.settings.window, model.config.in_channels)
+
+        def forward(params: Any, windows: jax.Array) -> jax.Array:
+            return model.apply({"params": params}, normalize(windows, None, d.mean, d.std))
+
+        params = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self.train.abstract_state().params,
+        )
+        windows = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
+        return _compile(jax.jit(forward), params, windows)
+
+
+def programs(
+    config: ml_collections.ConfigDict, topology: Topology, num_classes: int | None = None
+) -> Programs:
+    """Programs of a config on a topology; nothing is compiled yet.
+
+    Args:
+      config: see configs/common.py; neither its dataset nor its weights need to be there.
+      topology: the devices.
+      num_classes: of a dataset that is not known here.
+
+    Raises:
+      ValueError: the config is wrong, or does not fit the devices' number.
+    """
+    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices, topology.devices)
+    experiment.check(config, mesh)
+    parts = experiment.assemble(config, dataset_spec(config, num_classes), mesh)
+    return Programs(config, topology, *parts)
+
+
+def dataset_spec(config: ml_collections.ConfigDict, num_classes: int | None) -> DatasetSpec:
+    """Classes and channels of a config's dataset, which need not be there.
+
+    Raises:
+      ValueError: it is not a known one, has no source folder, and is not built.
+    """
+    d, known = config.dataset, BENCHMARKS | {SHAPES.name: SHAPES}
+    if num_classes is not None:
+        names = tuple(f"class {i}" for i in range(num_classes))
+        return DatasetSpec(d.name, names, ((0, 0, 0),) * num_classes)
+    if d.name in known:
+        return known[d.name]
+    if d.source:
+        # Builders import TFDS, which takes seconds.
+        from segmenter_jax.data.builders.files import SourceFiles
+        from segmenter_jax.data.builders.folder import read_classes
+
+        return read_classes(SourceFiles(d.source), d.name)
+    try:
+        return open_dataset(d.name, d.data_dir).spec
+    except ValueError as error:
+        raise ValueError(f"{error}; or give --num_classes") from error
+
+
+def _compile(function: Any, *arguments: Any) -> Compiled:
+    start, cpu = time.perf_counter(), time.process_time()
+    compiled = function.lower(*arguments).compile()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    m = compiled.memory_analysis()
+    memory = {
+        "arguments": m.argument_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+        "results": m.output_size_in_bytes - m.alias_size_in_bytes,
+        "code": m.generated_code_size_in_bytes,
+    }
+    return Compiled(compiled.as_text(), memory, seconds, cpu)
