@@ -75,6 +75,7 @@ class PatchMeans:
     patch_size: int = 8
     num_classes: int = 3
     in_channels: int = 3
+    compute_dtype: str = "float32"
 
     @property
     def config(self):

@@ -1,0 +1,267 @@
+"""Inference on accelerators, and on several devices: what was computed stays there.
+
+Windows go to the devices as bytes, the maps asked for come back. Between them the patch logits of
+all windows stay in a pool on the devices (`pool`): the forward program writes those of a batch into
+it, the tile program reads what many tiles of several images see. The host cuts the next batch while
+the devices compute.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.stages import Lowered
+
+from segmenter_jax.inference import device_programs
+from segmenter_jax.inference.calls import QUEUED, read_ahead
+from segmenter_jax.inference.device_programs import SPLIT, SPLIT_TILES
+from segmenter_jax.inference.geometry import InferenceSettings, Taps, round_up
+from segmenter_jax.inference.merging import ImageTiles, Maps, Tiling, output_bytes
+from segmenter_jax.inference.pool import LogitsPool
+from segmenter_jax.inference.windows import CutImage, Version, Window, stacked
+from segmenter_jax.models import Segmenter
+from segmenter_jax.models.config import patch_grid
+from segmenter_jax.models.params import abstract_params, to_compute_type
+
+# Windows at a time on each device, where the settings leave it open. Simulated devices share cores.
+_WINDOWS, _CPU_WINDOWS = 8, 1
+
+# Slots that the pool begins with, on each device. Six scales and flips of 2048 x 1024 pixels, in
+# windows of 768 with stride 512, are 126 windows.
+_SLOTS = 128
+
+# On each device, bounds of the maps of one call, and of the logits of the tiles made at a time.
+_CALL_BYTES = 2**28
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tile:
+    """A tile whose logits are in the pool.
+
+    Attributes:
+      image, tiles: that it belongs to.
+      place: its row and column among the tiles.
+      index: int32 (V, h, w), where its patches are, see `merge_tiles`.
+      frees: numbers of the slots of the image; empty but for its last tile.
+    """
+
+    image: CutImage
+    tiles: ImageTiles
+    place: tuple[int, int]
+    index: np.ndarray
+    frees: tuple[int, ...]
+
+
+def _patches(
+    numbers: np.ndarray, rows: np.ndarray, columns: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """Where the patches are that a row of tiles sees.
+
+    Args:
+      numbers: int32 (window rows, window columns), of a version's slots.
+      rows: (h,), rows of patches, counted over all windows side by side.
+      columns: (T, w), the same of columns.
+      grid: (rows, columns) of patches of a window.
+
+    Returns:
+      int32 (T, h, w), see `merge_tiles`.
+    """
+    (window_rows, row), (window_columns, column) = (
+        np.divmod(seen, count) for seen, count in zip((rows, columns), grid, strict=True)
+    )
+    window = numbers[window_rows[:, None], window_columns[:, None, :]]
+    return (window * grid[0] + row[:, None]) * grid[1] + column[:, None, :]
+
+
+class DeviceWay:
+    """Keeps the patch logits of windows on the devices, and makes maps of many tiles at a time."""
+
+    def __init__(
+        self,
+        model: Segmenter,
+        settings: InferenceSettings,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        mesh: Mesh,
+    ) -> None:
+        """Chooses batch, tiles and pool; see `SlidingWindow`. Nothing is put on the devices yet.
+
+        Args:
+          model, settings, mean, std: see `SlidingWindow`.
+          mesh: of one axis, `device_programs.AXIS`.
+        """
+        c, on_cpu = model.config, mesh.devices.flat[0].platform == "cpu"
+        self.config, self.mesh = c, mesh
+        self.network = {"mesh": mesh, "model": model, "mean": mean, "std": std}
+        self.split, self.split_tiles = (NamedSharding(mesh, s) for s in (SPLIT, SPLIT_TILES))
+        self.grid = patch_grid((settings.window, settings.window), c.patch_size)
+        self.tiling = Tiling(settings.window, settings.stride, c.patch_size, on_cpu)
+        windows = mesh.size * (_CPU_WINDOWS if on_cpu else _WINDOWS)
+        self.batch_size = round_up(settings.batch_size or windows, mesh.size)
+        self.slots = max(_SLOTS, 4 * self.batch_size // mesh.size)
+        self._settings, self._on_cpu = settings, on_cpu
+
+    def results(
+        self, params: Any, batches: Iterable[list[Window]], outputs: tuple[str, ...], top_k: int
+    ) -> Iterator[tuple[CutImage, Maps]]:
+        """Images and their maps, in order.
+
+        Args:
+          params: the tree under "params", on the devices.
+          batches: up to `batch_size` windows each, in the order of their images.
+          outputs, top_k: see `SlidingWindow.predict`.
+        """
+        run = _Run(self, params, outputs, top_k)
+        # The devices compute, and send, while more is cut.
+        for tiles, maps in read_ahead(run.calls(batches), QUEUED):
+            computed = jax.device_get(maps)
+            for t, tile in enumerate(tiles):
+                tile.tiles.write(tile.place, {name: values[t] for name, values in computed.items()})
+                if tile.frees:
+                    yield tile.image, tile.tiles.maps
+
+    def tiles_per_call(self, outputs: tuple[str, ...], top_k: int) -> tuple[int, dict[str, Any]]:
+        """Tiles of a call, over all devices, and the options of `merge_tiles`."""
+        versions = len(self._settings.scales) * (1 + self._settings.flip)
+        pixels, num_classes = math.prod(self.tiling.tile), self.config.num_classes
+        # As many as a batch of windows makes at scale 1.
+        share = self.batch_size // self.mesh.size * self.tiling.tiles_of_a_window // versions
+        most = _CALL_BYTES // (pixels * output_bytes(outputs, top_k, num_classes))
+        share = max(min(share, most), 1)
+        gathered = versions * self.mesh.size * math.prod(self.tiling.capacity)
+        most = _CALL_BYTES // (4 * num_classes * (2 * pixels + gathered))
+        group = max(n for n in range(1, share + 1) if share % n == 0 and n <= max(most, 1))
+        return share * self.mesh.size, {
+            "mesh": self.mesh,
+            "group": group,
+            "outputs": outputs,
+            "top_k": top_k,
+            "on_cpu": self._on_cpu,
+        }
+
+    def lower_programs(
+        self, outputs: tuple[str, ...] = ("ids",), top_k: int = 1
+    ) -> dict[str, Lowered]:
+        """Both programs, "forward" and "tiles", lowered for devices that need not be there.
+
+        Args:
+          outputs, top_k: see `SlidingWindow.predict`.
+        """
+        c, s, share = self.config, self._settings, (self.batch_size,)
+
+        def arrays(sharding: NamedSharding, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+        params = jax.tree.map(
+            lambda x: arrays(NamedSharding(self.mesh, jax.P()), x.dtype, *x.shape),
+            jax.eval_shape(lambda: to_compute_type(abstract_params(c), c)),
+        )
+        slots = self.slots * self.mesh.size
+        pool = arrays(self.split, np.float32, slots, math.prod(self.grid), c.num_classes)
+        windows = arrays(self.split, np.uint8, *share, s.window, s.window, c.in_channels)
+        batch = windows, arrays(self.split, np.int32, *share)
+
+        num_tiles, options = self.tiles_per_call(outputs, top_k)
+        tiles = len(s.scales) * (1 + s.flip), num_tiles
+        index = arrays(self.split_tiles, np.int32, *tiles, *self.tiling.capacity)
+        axes = [
+            Taps(
+                *(
+                    arrays(self.split_tiles, dtype, *tiles, side, self.tiling.taps)
+                    for dtype in (np.int32, np.float32)
+                )
+            )
+            for side in self.tiling.tile
+        ]
+        return {
+            "forward": device_programs.forward.lower(pool, params, *batch, **self.network),
+            "tiles": device_programs.merge_tiles.lower(pool, index, *axes, **options),
+        }
+
+
+class _Run:
+    """One pass over images: the pool, and what waits for the next call."""
+
+    def __init__(self, way: DeviceWay, params: Any, outputs: tuple[str, ...], top_k: int) -> None:
+        self._way, self._params = way, params
+        shape = math.prod(way.grid), way.config.num_classes
+        self._pool = LogitsPool(way.split, way.slots, shape)
+        self._num_tiles, self._options = way.tiles_per_call(outputs, top_k)
+        # Of the slots of each version's windows, until its image is complete.
+        self._numbers: dict[Version, np.ndarray] = {}
+
+    def calls(
+        self, batches: Iterable[list[Window]]
+    ) -> Iterator[tuple[list[_Tile], dict[str, jax.Array]]]:
+        """Starts all programs; yields the tiles of a call with their maps, on the devices."""
+        waiting: list[_Tile] = []
+        running = collections.deque()
+        for batch in batches:
+            while not self._pool.has_room(len(batch), self._way.batch_size):
+                if waiting:
+                    # Gives slots back.
+                    yield waiting, self._merge(waiting)
+                    waiting = []
+                else:
+                    self._pool.grow()
+                    # Images that need as much are likely to come again.
+                    self._way.slots = self._pool.slots
+            running.append(self._forward(batch))
+            if len(running) > QUEUED:
+                # Bounds the batches that wait on the devices.
+                running.popleft().block_until_ready()
+            for image in (window.image for window in batch if window.completes):
+                for tile in self._tiles(image):
+                    waiting.append(tile)
+                    if len(waiting) == self._num_tiles:
+                        yield waiting, self._merge(waiting)
+                        waiting = []
+        if waiting:
+            yield waiting, self._merge(waiting)
+
+    def _forward(self, batch: list[Window]) -> jax.Array:
+        """Starts the forward pass of a batch; returns what is there once it was done."""
+        way, pool = self._way, self._pool
+        slots, numbers = pool.take(len(batch), way.batch_size)
+        for window, number in zip(batch, numbers, strict=True):
+            if window.version not in self._numbers:
+                self._numbers[window.version] = np.empty(window.version.windows, np.int32)
+            self._numbers[window.version][window.place] = number
+        placed = jax.device_put((stacked(batch, way.batch_size), slots), way.split)
+        pool.logits, done = device_programs.forward(
+            pool.logits, self._params, *placed, **way.network
+        )
+        return done
+
+    def _tiles(self, image: CutImage) -> Iterator[_Tile]:
+        """All tiles of an image, a row of them at a time."""
+        way = self._way
+        tiles = way.tiling.cut([(v.size, v.flipped) for v in image.versions], image.size)
+        numbers = [self._numbers.pop(version) for version in image.versions]
+        used = tuple(np.concatenate([n.ravel() for n in numbers]).tolist())
+        rows, columns = tiles.rows.index, tiles.columns.index
+        last = rows.shape[1] - 1, columns.shape[1] - 1
+        for y in range(rows.shape[1]):
+            seen = zip(numbers, rows[:, y], columns, strict=True)
+            index = np.stack([_patches(*version, way.grid) for version in seen])
+            for x in range(columns.shape[1]):
+                frees = used if (y, x) == last else ()
+                yield _Tile(image, tiles, (y, x), index[:, x], frees)
+
+    def _merge(self, tiles: list[_Tile]) -> dict[str, jax.Array]:
+        """Starts a call for some tiles, and frees the slots that no other tile needs."""
+        padded = tiles + tiles[-1:] * (self._num_tiles - len(tiles))
+        operands = [(tile.index, *tile.tiles.taps(tile.place)) for tile in padded]
+        stacks = jax.tree.map(lambda *parts: np.stack(parts, axis=1), *operands)
+        placed = jax.device_put(stacks, self._way.split_tiles)
+        maps = device_programs.merge_tiles(self._pool.logits, *placed, **self._options)
+        for values in maps.values():
+            values.copy_to_host_async()
+        for tile in tiles:
+            self._pool.give_back(tile.frees)
+        return maps
