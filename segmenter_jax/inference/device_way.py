@@ -8,6 +8,7 @@ the devices compute.
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -159,7 +160,7 @@ class DeviceWay:
 
         params = jax.tree.map(
             lambda x: arrays(NamedSharding(self.mesh, jax.P()), x.dtype, *x.shape),
-            jax.eval_shape(lambda: to_compute_type(abstract_params(c), c)),
+            jax.eval_shape(functools.partial(to_compute_type, config=c), abstract_params(c)),
         )
         slots = self.slots * self.mesh.size
         pool = arrays(self.split, np.float32, slots, math.prod(self.grid), c.num_classes)

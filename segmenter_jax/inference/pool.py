@@ -11,6 +11,11 @@ from jax.sharding import NamedSharding
 from segmenter_jax.runtime.console import logger
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "sharding"))
+def _zeros(shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, jnp.float32), sharding)
+
+
 @functools.partial(jax.jit, static_argnames="sharding")
 def _doubled(logits: jax.Array, sharding: NamedSharding) -> jax.Array:
     def local(part: jax.Array) -> jax.Array:
@@ -43,7 +48,7 @@ class LogitsPool:
         self._sharding = sharding
         self._free = [list(range(slots)) for _ in range(sharding.num_devices)]
         self.slots = slots
-        self.logits = jnp.zeros((slots * len(self._free), *shape), jnp.float32, device=sharding)
+        self.logits = _zeros((slots * len(self._free), *shape), sharding)
 
     def _owners(self, num_windows: int, batch_size: int) -> np.ndarray:
         """Device that computes each window of a batch."""
