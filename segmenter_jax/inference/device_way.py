@@ -41,42 +41,41 @@ _CALL_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Tile:
-    """A tile whose logits are in the pool.
+class _Piece:
+    """Tiles of an image that one call makes; the logits are in the pool.
 
     Attributes:
-      image, tiles: that it belongs to.
-      place: its row and column among the tiles.
-      index: int32 (V, h, w), where its patches are, see `merge_tiles`.
-      frees: numbers of the slots of the image; empty but for its last tile.
+      image: that they belong to.
+      tiles: all of the image.
+      numbers: of the slots of each version's windows, int32 (rows, columns).
+      span: first of the tiles, and the one after the last.
     """
 
     image: CutImage
     tiles: ImageTiles
-    place: tuple[int, int]
-    index: np.ndarray
-    frees: tuple[int, ...]
+    numbers: list[np.ndarray]
+    span: tuple[int, int]
+
+    @property
+    def last(self) -> bool:
+        """Whether the image is finished with it."""
+        return self.span[1] == len(self.tiles)
+
+    def operands(self, grid: tuple[int, int]) -> tuple[np.ndarray, Taps, Taps]:
+        """Index, rows and columns for `merge_tiles`; `grid` is that of a window's patches."""
+        rows, columns, *taps = self.tiles.operands(np.arange(*self.span))
+        window_rows, rows = np.divmod(rows, grid[0])
+        window_columns, columns = np.divmod(columns, grid[1])
+        seen = zip(self.numbers, window_rows[..., None], window_columns[:, :, None], strict=True)
+        windows = np.stack([numbers[row, column] for numbers, row, column in seen])
+        return (windows * grid[0] + rows[..., None]) * grid[1] + columns[:, :, None], *taps
 
 
-def _patches(
-    numbers: np.ndarray, rows: np.ndarray, columns: np.ndarray, grid: tuple[int, int]
-) -> np.ndarray:
-    """Where the patches are that a row of tiles sees.
-
-    Args:
-      numbers: int32 (window rows, window columns), of a version's slots.
-      rows: (h,), rows of patches, counted over all windows side by side.
-      columns: (T, w), the same of columns.
-      grid: (rows, columns) of patches of a window.
-
-    Returns:
-      int32 (T, h, w), see `merge_tiles`.
-    """
-    (window_rows, row), (window_columns, column) = (
-        np.divmod(seen, count) for seen, count in zip((rows, columns), grid, strict=True)
-    )
-    window = numbers[window_rows[:, None], window_columns[:, None, :]]
-    return (window * grid[0] + row[:, None]) * grid[1] + column[:, None, :]
+def _filled(num_tiles: int, *parts: np.ndarray) -> np.ndarray:
+    """Joins (V, T, ...) along T, and fills up with zeros."""
+    whole = np.zeros((len(parts[0]), num_tiles, *parts[0].shape[2:]), parts[0].dtype)
+    np.concatenate(parts, axis=1, out=whole[:, : sum(part.shape[1] for part in parts)])
+    return whole
 
 
 class DeviceWay:
@@ -119,12 +118,13 @@ class DeviceWay:
         """
         run = _Run(self, params, outputs, top_k)
         # The devices compute, and send, while more is cut.
-        for tiles, maps in read_ahead(run.calls(batches), QUEUED):
+        for pieces, maps in read_ahead(run.calls(batches), QUEUED):
             computed = jax.device_get(maps)
-            for t, tile in enumerate(tiles):
-                tile.tiles.write(tile.place, {name: values[t] for name, values in computed.items()})
-                if tile.frees:
-                    yield tile.image, tile.tiles.maps
+            tiles = ((piece, tile) for piece in pieces for tile in range(*piece.span))
+            for t, (piece, tile) in enumerate(tiles):
+                piece.tiles.write(tile, {name: values[t] for name, values in computed.items()})
+                if piece.last and tile + 1 == piece.span[1]:
+                    yield piece.image, piece.tiles.maps
 
     def tiles_per_call(self, outputs: tuple[str, ...], top_k: int) -> tuple[int, dict[str, Any]]:
         """Tiles of a call, over all devices, and the options of `merge_tiles`."""
@@ -195,19 +195,20 @@ class _Run:
         self._num_tiles, self._options = way.tiles_per_call(outputs, top_k)
         # Of the slots of each version's windows, until its image is complete.
         self._numbers: dict[Version, np.ndarray] = {}
+        # For the next call of `merge_tiles`, and how many tiles more it takes.
+        self._waiting: list[_Piece] = []
+        self._room = self._num_tiles
 
     def calls(
         self, batches: Iterable[list[Window]]
-    ) -> Iterator[tuple[list[_Tile], dict[str, jax.Array]]]:
+    ) -> Iterator[tuple[list[_Piece], dict[str, jax.Array]]]:
         """Starts all programs; yields the tiles of a call with their maps, on the devices."""
-        waiting: list[_Tile] = []
         running = collections.deque()
         for batch in batches:
             while not self._pool.has_room(len(batch), self._way.batch_size):
-                if waiting:
+                if self._waiting:
                     # Gives slots back.
-                    yield waiting, self._merge(waiting)
-                    waiting = []
+                    yield self._merge()
                 else:
                     self._pool.grow()
                     # Images that need as much are likely to come again.
@@ -217,13 +218,9 @@ class _Run:
                 # Bounds the batches that wait on the devices.
                 running.popleft().block_until_ready()
             for image in (window.image for window in batch if window.completes):
-                for tile in self._tiles(image):
-                    waiting.append(tile)
-                    if len(waiting) == self._num_tiles:
-                        yield waiting, self._merge(waiting)
-                        waiting = []
-        if waiting:
-            yield waiting, self._merge(waiting)
+                yield from self._queue(image)
+        if self._waiting:
+            yield self._merge()
 
     def _forward(self, batch: list[Window]) -> jax.Array:
         """Starts the forward pass of a batch; returns what is there once it was done."""
@@ -239,30 +236,30 @@ class _Run:
         )
         return done
 
-    def _tiles(self, image: CutImage) -> Iterator[_Tile]:
-        """All tiles of an image, a row of them at a time."""
-        way = self._way
-        tiles = way.tiling.cut([(v.size, v.flipped) for v in image.versions], image.size)
+    def _queue(self, image: CutImage) -> Iterator[tuple[list[_Piece], dict[str, jax.Array]]]:
+        """Lets all tiles of an image wait; starts the calls that are full."""
+        versions = [(version.size, version.flipped) for version in image.versions]
+        tiles = self._way.tiling.cut(versions, image.size)
         numbers = [self._numbers.pop(version) for version in image.versions]
-        used = tuple(np.concatenate([n.ravel() for n in numbers]).tolist())
-        rows, columns = tiles.rows.index, tiles.columns.index
-        last = rows.shape[1] - 1, columns.shape[1] - 1
-        for y in range(rows.shape[1]):
-            seen = zip(numbers, rows[:, y], columns, strict=True)
-            index = np.stack([_patches(*version, way.grid) for version in seen])
-            for x in range(columns.shape[1]):
-                frees = used if (y, x) == last else ()
-                yield _Tile(image, tiles, (y, x), index[:, x], frees)
+        start = 0
+        while start < len(tiles):
+            stop = min(start + self._room, len(tiles))
+            self._waiting.append(_Piece(image, tiles, numbers, (start, stop)))
+            self._room -= stop - start
+            start = stop
+            if not self._room:
+                yield self._merge()
 
-    def _merge(self, tiles: list[_Tile]) -> dict[str, jax.Array]:
-        """Starts a call for some tiles, and frees the slots that no other tile needs."""
-        padded = tiles + tiles[-1:] * (self._num_tiles - len(tiles))
-        operands = [(tile.index, *tile.tiles.taps(tile.place)) for tile in padded]
-        stacks = jax.tree.map(lambda *parts: np.stack(parts, axis=1), *operands)
-        placed = jax.device_put(stacks, self._way.split_tiles)
+    def _merge(self) -> tuple[list[_Piece], dict[str, jax.Array]]:
+        """Starts a call for what waits, and frees the slots that no other tile needs."""
+        pieces, self._waiting, self._room = self._waiting, [], self._num_tiles
+        operands = [piece.operands(self._way.grid) for piece in pieces]
+        filled = jax.tree.map(functools.partial(_filled, self._num_tiles), *operands)
+        placed = jax.device_put(filled, self._way.split_tiles)
         maps = device_programs.merge_tiles(self._pool.logits, *placed, **self._options)
         for values in maps.values():
             values.copy_to_host_async()
-        for tile in tiles:
-            self._pool.give_back(tile.frees)
-        return maps
+        for piece in pieces:
+            if piece.last:
+                self._pool.give_back(np.concatenate([n.ravel() for n in piece.numbers]).tolist())
+        return pieces, maps

@@ -95,17 +95,18 @@ class HostWay:
         tiles = self._tiling.cut([(v.size, v.flipped) for v in image.versions], image.size)
         options = {"outputs": outputs, "top_k": top_k, "on_cpu": True}
 
-        def start(place: tuple[int, int]) -> Callable[[], Maps]:
-            seen = zip(logits, *tiles.seen(place), strict=True)
-            patches = np.stack([side[np.ix_(rows, columns)] for side, rows, columns in seen])
-            operands = jax.tree.map(lambda x: x[:, None], (*tiles.taps(place), patches))
-            call = functools.partial(_tile_maps, *jax.device_put(operands, self._device), **options)
+        def start(tile: int) -> Callable[[], Maps]:
+            rows, columns, *taps = tiles.operands(np.array([tile]))
+            seen = zip(logits, rows[..., None], columns[:, :, None], strict=True)
+            patches = np.stack([version[row, column] for version, row, column in seen])
+            operands = jax.device_put((*taps, patches), self._device)
+            call = functools.partial(_tile_maps, *operands, **options)
             return self._calls.start((_tile_maps, len(logits), outputs, top_k), call)
 
-        started = ((place, start(place)) for place in tiles.places())
+        started = ((tile, start(tile)) for tile in range(len(tiles)))
         # Bounds the memory that a large image takes.
-        for place, wait in read_ahead(started, self._calls.ahead):
-            tiles.write(place, {name: values[0] for name, values in wait().items()})
+        for tile, wait in read_ahead(started, self._calls.ahead):
+            tiles.write(tile, {name: values[0] for name, values in wait().items()})
         return tiles.maps
 
     def _collect(

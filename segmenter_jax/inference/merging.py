@@ -6,9 +6,9 @@ exist at a time and only what was asked for leaves the device. All tiles have on
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,7 @@ def tile_maps(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageTiles:
-    """The tiles of one image, and its maps as they fill up.
+    """The tiles of one image, row by row, and its maps as they fill up.
 
     Attributes:
       size: (H, W) of the image, in pixels.
@@ -156,26 +156,36 @@ class ImageTiles:
     columns: AxisTiles
     maps: Maps = dataclasses.field(default_factory=dict)
 
-    def places(self) -> Iterator[tuple[int, int]]:
-        """Row and column of each tile among the tiles."""
-        return itertools.product(range(len(self.rows.spans)), range(len(self.columns.spans)))
+    def __len__(self) -> int:
+        return len(self.rows.spans) * len(self.columns.spans)
 
-    def taps(self, place: tuple[int, int]) -> tuple[Taps, Taps]:
-        """Matrices of a tile, (V, y, h) and (V, x, w)."""
-        axes = zip((self.rows, self.columns), place, strict=True)
-        return tuple(Taps(*(array[:, t] for array in axis.taps)) for axis, t in axes)
+    def operands(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray, Taps, Taps]:
+        """What some tiles see, and how they mix it.
 
-    def seen(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (V, h) and columns (V, w) of the patches that a tile sees."""
-        return self.rows.index[:, place[0]], self.columns.index[:, place[1]]
+        Args:
+          tiles: int (T,), their numbers.
 
-    def write(self, place: tuple[int, int], tile: Maps) -> None:
+        Returns:
+          Rows (V, T, h) and columns (V, T, w) of the patches, counted over all windows of a version
+          side by side; and the matrices for them, (V, T, y, h) and (V, T, x, w).
+        """
+        taken = zip((self.rows, self.columns), self._places(tiles), strict=True)
+        (rows, row_taps), (columns, column_taps) = (
+            (axis.index[:, t], Taps(*(array[:, t] for array in axis.taps))) for axis, t in taken
+        )
+        return rows, columns, row_taps, column_taps
+
+    def write(self, tile: int, values: Maps) -> None:
         """Copies what was computed for a tile, (y, x, ...), to its place in the maps."""
-        (top, bottom), (left, right) = self.rows.spans[place[0]], self.columns.spans[place[1]]
-        for name, values in tile.items():
+        row, column = self._places(tile)
+        (top, bottom), (left, right) = self.rows.spans[row], self.columns.spans[column]
+        for name, part in values.items():
             if name not in self.maps:
-                self.maps[name] = np.empty((*self.size, *values.shape[2:]), values.dtype)
-            self.maps[name][top:bottom, left:right] = values[: bottom - top, : right - left]
+                self.maps[name] = np.empty((*self.size, *part.shape[2:]), part.dtype)
+            self.maps[name][top:bottom, left:right] = part[: bottom - top, : right - left]
+
+    def _places(self, tiles: Any) -> Any:
+        return divmod(tiles, len(self.columns.spans))
 
 
 class Tiling:
