@@ -18,12 +18,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
-from segmenter_jax.inference import device_programs
 from segmenter_jax.inference.calls import QUEUED, read_ahead
-from segmenter_jax.inference.device_programs import SPLIT, SPLIT_TILES
 from segmenter_jax.inference.geometry import InferenceSettings, Taps, round_up
 from segmenter_jax.inference.merging import ImageTiles, Maps, Tiling, output_bytes
-from segmenter_jax.inference.pool import LogitsPool
+from segmenter_jax.inference.pool import SPLIT, SPLIT_TILES, LogitsPool, forward, merge_tiles
 from segmenter_jax.inference.windows import CutImage, Version, Window, stacked
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.config import patch_grid
@@ -93,7 +91,7 @@ class DeviceWay:
 
         Args:
           model, settings, mean, std: see `SlidingWindow`.
-          mesh: of one axis, `device_programs.AXIS`.
+          mesh: of one axis, `pool.AXIS`.
         """
         c, on_cpu = model.config, mesh.devices.flat[0].platform == "cpu"
         self.config, self.mesh = c, mesh
@@ -180,8 +178,8 @@ class DeviceWay:
             for side in self.tiling.tile
         ]
         return {
-            "forward": device_programs.forward.lower(pool, params, *batch, **self.network),
-            "tiles": device_programs.merge_tiles.lower(pool, index, *axes, **options),
+            "forward": forward.lower(pool, params, *batch, **self.network),
+            "tiles": merge_tiles.lower(pool, index, *axes, **options),
         }
 
 
@@ -231,9 +229,7 @@ class _Run:
                 self._numbers[window.version] = np.empty(window.version.windows, np.int32)
             self._numbers[window.version][window.place] = number
         placed = jax.device_put((stacked(batch, way.batch_size), slots), way.split)
-        pool.logits, done = device_programs.forward(
-            pool.logits, self._params, *placed, **way.network
-        )
+        pool.logits, done = forward(pool.logits, self._params, *placed, **way.network)
         return done
 
     def _queue(self, image: CutImage) -> Iterator[tuple[list[_Piece], dict[str, jax.Array]]]:
@@ -256,7 +252,7 @@ class _Run:
         operands = [piece.operands(self._way.grid) for piece in pieces]
         filled = jax.tree.map(functools.partial(_filled, self._num_tiles), *operands)
         placed = jax.device_put(filled, self._way.split_tiles)
-        maps = device_programs.merge_tiles(self._pool.logits, *placed, **self._options)
+        maps = merge_tiles(self._pool.logits, *placed, **self._options)
         for values in maps.values():
             values.copy_to_host_async()
         for piece in pieces:

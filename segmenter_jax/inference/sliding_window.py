@@ -10,7 +10,6 @@ size: whatever the images, a handful of programs is compiled. Where L is kept, a
 are made at a time, depends on the devices: see `host_way` and `device_way`.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,12 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from segmenter_jax.inference.device_programs import AXIS
 from segmenter_jax.inference.device_way import DeviceWay
 from segmenter_jax.inference.geometry import InferenceSettings, check_image, image_versions
 from segmenter_jax.inference.host_way import HostWay
 from segmenter_jax.inference.merging import Maps, check_outputs
-from segmenter_jax.inference.windows import Example, cut
+from segmenter_jax.inference.pool import AXIS
+from segmenter_jax.inference.windows import Example, batches
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.params import to_compute_type
 
@@ -96,11 +95,8 @@ class SlidingWindow:
     def _results(
         self, params: Any, examples: Iterable[Example], outputs: tuple[str, ...], top_k: int
     ) -> Iterator[tuple[Example, Maps]]:
-        windows = itertools.chain.from_iterable(
-            cut(example, self.versions(example), self.settings) for example in examples
-        )
-        batches = iter(lambda: list(itertools.islice(windows, self.way.batch_size)), [])
-        for image, maps in self.way.results(params, batches, outputs, top_k):
+        cut = batches(examples, self.versions, self.settings, self.way.batch_size)
+        for image, maps in self.way.results(params, cut, outputs, top_k):
             yield image.example, maps
 
     def check(self, image: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Window:
     completes: bool = False
 
 
-def cut(
+def _cut(
     example: Example, versions: Iterable[tuple[np.ndarray, bool]], settings: InferenceSettings
 ) -> Iterator[Window]:
     """All windows of all versions of an image.
@@ -76,6 +76,26 @@ def cut(
             window = pixels[top : top + side, left : left + side]
             previous = Window(window, image, version, (row, column))
     yield dataclasses.replace(previous, completes=True)
+
+
+def batches(
+    examples: Iterable[Example],
+    versions: Callable[[Example], Iterable[tuple[np.ndarray, bool]]],
+    settings: InferenceSettings,
+    batch_size: int,
+) -> Iterator[list[Window]]:
+    """Windows of all images, in order, read as they are needed.
+
+    Args:
+      examples: of the images.
+      versions: gives those of an image, see `image_versions`.
+      settings: window and stride.
+      batch_size: windows of a batch; the last has what is left.
+    """
+    windows = itertools.chain.from_iterable(
+        _cut(example, versions(example), settings) for example in examples
+    )
+    return iter(lambda: list(itertools.islice(windows, batch_size)), [])
 
 
 def stacked(windows: list[Window], batch_size: int) -> np.ndarray:

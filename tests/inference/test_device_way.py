@@ -2,19 +2,23 @@
 
 import collections
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
 
-from segmenter_jax.inference import device_programs, device_way, sliding_window
+from segmenter_jax.inference import device_way, sliding_window
 from segmenter_jax.inference.device_way import DeviceWay
-from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.geometry import InferenceSettings, scaled_size, window_anchors
 from segmenter_jax.inference.host_way import HostWay
 from segmenter_jax.inference.merging import OUTPUTS
 from segmenter_jax.inference.sliding_window import SlidingWindow
+from segmenter_jax.models import Segmenter
+from segmenter_jax.models.params import abstract_params
 from tests.compilations import compilations
 from tests.inference.test_sliding_window import VIT, PatchMeans
+from tests.tiny import tiny_network
 
 PARAMS = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
 MULTI_SCALE = {"scales": (0.5, 1.0, 1.25), "flip": True}
@@ -70,11 +74,9 @@ class Counts(collections.Counter):
 
     def __init__(self, monkeypatch):
         super().__init__()
-        for module, name in ((device_programs, "forward"), (device_programs, "merge_tiles")):
+        programs = [(device_way, "forward"), (device_way, "merge_tiles")]
+        for module, name in [*programs, (jax, "device_put"), (jax, "device_get")]:
             monkeypatch.setattr(module, name, self._counted(name, getattr(module, name)))
-        for name in ("device_put", "device_get"):
-            function = getattr(jax, name)
-            monkeypatch.setattr(jax, name, self._counted(name, function))
 
     def _counted(self, name, function):
         def call(*args, **kwargs):
@@ -161,6 +163,42 @@ def test_two_passes_at_a_time_do_not_touch_each_other():
     for one, other in passes:
         assert_same_maps([one[1]], [other[1]])
         assert_same_maps([one[1]], [expected.pop(0)])
+
+
+def test_six_scales_and_flips_of_two_megapixels_fit_the_pool_as_it_begins():
+    way = InferenceSettings(768, 512, scales=(0.5, 0.75, 1, 1.25, 1.5, 1.75), flip=True)
+    sides = [scaled_size(1024, 2048, way, factor)[1] for factor in way.scales]
+    windows = [math.prod(len(window_anchors(n, 768, 512)) for n in size) for size in sides]
+    assert 2 * sum(windows) == 126 <= device_way._SLOTS
+
+
+def test_lowered_programs_are_those_that_run(monkeypatch):
+    config = tiny_network(in_channels=3)
+    settings = InferenceSettings(32, 24, scales=(0.5, 1.0), batch_size=4)
+    model, devices = Segmenter(config), jax.local_devices()[:2]
+    an_engine = SlidingWindow(model, settings, devices=devices, **VIT)
+    lowered = an_engine.way.lower_programs(("ids", "confidence"))
+    calls = {}
+
+    def record(name, key):
+        program = getattr(device_way, name)
+
+        def call(*args, **options):
+            calls[key] = jax.tree.map(lambda x: (x.shape, x.dtype), args)
+            return program(*args, **options)
+
+        monkeypatch.setattr(device_way, name, call)
+
+    record("forward", "forward")
+    record("merge_tiles", "tiles")
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(config))
+    list(an_engine.predict(params, images((64, 64)), ("ids", "confidence")))
+    expected = {name: program.args_info[0] for name, program in lowered.items()}
+    assert calls == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+    # The pool is written in place.
+    (slots, *shape), _ = calls["forward"][0]
+    memory = lowered["forward"].compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= slots // len(devices) * math.prod(shape) * 4
 
 
 def test_memory_of_a_call_is_bounded_whatever_is_asked_for():
