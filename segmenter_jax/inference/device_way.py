@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
 from segmenter_jax.inference.calls import QUEUED, read_ahead
-from segmenter_jax.inference.geometry import InferenceSettings, Taps, round_up
+from segmenter_jax.inference.geometry import TAP_TYPES, InferenceSettings, Taps, round_up
 from segmenter_jax.inference.merging import ImageTiles, Maps, Tiling, output_bytes
 from segmenter_jax.inference.pool import SPLIT, SPLIT_TILES, LogitsPool, forward, merge_tiles
 from segmenter_jax.inference.windows import CutImage, Version, Window, stacked
@@ -77,7 +77,18 @@ def _filled(num_tiles: int, *parts: np.ndarray) -> np.ndarray:
 
 
 class DeviceWay:
-    """Keeps the patch logits of windows on the devices, and makes maps of many tiles at a time."""
+    """Keeps the patch logits of windows on the devices, and makes maps of many tiles at a time.
+
+    Attributes:
+      config: of the network.
+      network: what `forward` must know of it.
+      mesh: the devices.
+      split, split_tiles: places of what counts windows or slots first, and of what tiles take.
+      grid: (rows, columns) of patches of a window.
+      tiling: of images into tiles.
+      batch_size: windows at a time, over all devices.
+      slots: of the pool, on each device; grows with what images need.
+    """
 
     def __init__(
         self,
@@ -151,35 +162,30 @@ class DeviceWay:
         Args:
           outputs, top_k: see `SlidingWindow.predict`.
         """
-        c, s, share = self.config, self._settings, (self.batch_size,)
+        c, s = self.config, self._settings
 
         def arrays(sharding: NamedSharding, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-        params = jax.tree.map(
-            lambda x: arrays(NamedSharding(self.mesh, jax.P()), x.dtype, *x.shape),
-            jax.eval_shape(functools.partial(to_compute_type, config=c), abstract_params(c)),
-        )
-        slots = self.slots * self.mesh.size
-        pool = arrays(self.split, np.float32, slots, math.prod(self.grid), c.num_classes)
-        windows = arrays(self.split, np.uint8, *share, s.window, s.window, c.in_channels)
-        batch = windows, arrays(self.split, np.int32, *share)
+        whole = functools.partial(arrays, NamedSharding(self.mesh, jax.P()))
+        split = functools.partial(arrays, self.split)
+        params = jax.eval_shape(functools.partial(to_compute_type, config=c), abstract_params(c))
+        params = jax.tree.map(lambda leaf: whole(leaf.dtype, *leaf.shape), params)
+        patches = math.prod(self.grid)
+        pool = split(np.float32, self.slots * self.mesh.size, patches, c.num_classes)
+        windows = split(np.uint8, self.batch_size, s.window, s.window, c.in_channels)
+        slots = split(np.int32, self.batch_size)
 
         num_tiles, options = self.tiles_per_call(outputs, top_k)
-        tiles = len(s.scales) * (1 + s.flip), num_tiles
-        index = arrays(self.split_tiles, np.int32, *tiles, *self.tiling.capacity)
-        axes = [
-            Taps(
-                *(
-                    arrays(self.split_tiles, dtype, *tiles, side, self.tiling.taps)
-                    for dtype in (np.int32, np.float32)
-                )
-            )
-            for side in self.tiling.tile
-        ]
+        count = len(s.scales) * (1 + s.flip), num_tiles
+        index = arrays(self.split_tiles, np.int32, *count, *self.tiling.capacity)
+        rows, columns = (
+            Taps(*(arrays(self.split_tiles, t, *count, n, self.tiling.taps) for t in TAP_TYPES))
+            for n in self.tiling.tile
+        )
         return {
-            "forward": forward.lower(pool, params, *batch, **self.network),
-            "tiles": merge_tiles.lower(pool, index, *axes, **options),
+            "forward": forward.lower(pool, params, windows, slots, **self.network),
+            "tiles": merge_tiles.lower(pool, index, rows, columns, **options),
         }
 
 

@@ -180,6 +180,9 @@ class Taps(NamedTuple):
     weights: np.ndarray
 
 
+TAP_TYPES = Taps(np.int32, np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class AxisTiles:
     """One output axis cut into T tiles, with what each tile takes from each of V versions.
@@ -217,7 +220,7 @@ def axis_tiles(
 
     index = np.zeros((len(versions), len(spans), capacity), np.int32)
     shape = (len(versions), len(spans), g.tile, g.taps)
-    taps = Taps(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    taps = Taps(*(np.zeros(shape, dtype) for dtype in TAP_TYPES))
     for v, matrix in enumerate(matrices):
         for t, (start, stop) in enumerate(spans):
             seen = np.flatnonzero(matrix[start:stop].any(axis=0))

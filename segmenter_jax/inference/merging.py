@@ -195,6 +195,7 @@ class Tiling:
       tile: (rows, columns) of a tile, in pixels.
       capacity: (rows, columns) of patches that a tile sees in each version.
       taps: patches that a pixel sees along an axis.
+      tiles_of_a_window: tiles of an image as large as a window.
     """
 
     def __init__(self, window: int, stride: int, patch_size: int, on_cpu: bool) -> None:
@@ -203,7 +204,6 @@ class Tiling:
         self._axes = [AxisGeometry(window, stride, patch_size, side) for side in self.tile]
         self.capacity = tuple(axis.capacity for axis in self._axes)
         self.taps = self._axes[0].taps
-        # Tiles of an image as large as a window.
         self.tiles_of_a_window = math.prod(-(-window // side) for side in self.tile)
 
     def cut(

@@ -59,8 +59,7 @@ def test_one_cpu_device_keeps_its_logits_on_the_host_and_nobody_else():
         assert type(chosen.way) is way
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("settings", [{}, MULTI_SCALE, {"base_size": 48}], ids=str)
+@pytest.mark.parametrize(("num_devices", "settings"), [(1, {"base_size": 48}), (8, MULTI_SCALE)])
 def test_maps_are_those_of_the_host(num_devices, settings):
     # Odd sizes, some smaller than a window, some of many windows and tiles.
     examples = images((40, 56), (7, 90), (33, 32), (150, 141), (1, 1), *[(31, 35)] * 5)
