@@ -19,8 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from segmenter_jax.data.images import IMAGE_SUFFIXES
+from segmenter_jax.inference.merging import Maps
 from segmenter_jax.inference.predictor import Predictor, load
-from segmenter_jax.inference.sliding_window import Maps, SlidingWindow
+from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES, read_frames, video_info, write_video

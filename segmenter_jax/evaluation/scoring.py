@@ -18,7 +18,8 @@ from segmenter_jax.evaluation.metrics import (
     confusion_matrix,
 )
 from segmenter_jax.evaluation.submission import submission_name
-from segmenter_jax.inference.sliding_window import Example, Maps
+from segmenter_jax.inference.merging import Maps
+from segmenter_jax.inference.windows import Example
 
 
 def score(

@@ -1,12 +1,12 @@
-"""Calls of compiled programs: in the queue of an accelerator, or side by side on a CPU.
+"""Calls of compiled programs side by side on a CPU.
 
 XLA splits every operation of a program over the cores and waits for the slowest of them, some
-hundred times in a forward pass. On a CPU two programs at once fill each other's waits; accelerators
-run one call after the other at full speed.
+hundred times in a forward pass. Two programs at once fill each other's waits.
 """
 
+import collections
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,30 +18,37 @@ from segmenter_jax.runtime.host import usable_cores
 _MOST = 4
 
 # Calls that a device is given before the first is waited for: one runs, the next is prepared.
-_QUEUED = 2
+QUEUED = 2
+
+
+def read_ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
+    """Passes items on once `count` more were read, so that what each started may run meanwhile."""
+    waiting = collections.deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class Calls:
-    """Starts calls; on one CPU device as many at a time as there are cores, up to four.
+    """Starts calls, as many at a time as there are cores, up to four.
 
-    There they run in threads, which JAX's context managers around the caller do not reach.
+    They run in threads, which JAX's context managers around the caller do not reach.
 
     Attributes:
       at_a_time: calls that run at a time.
       ahead: calls to start before the first is waited for.
     """
 
-    def __init__(self, devices: Sequence[jax.Device], most: int | None = None):
+    def __init__(self, most: int | None = None):
         """Sets the number of calls at a time.
 
         Args:
-          devices: that the calls run on.
           most: bound of the number; None leaves it to the cores.
         """
-        # Several simulated devices share the cores themselves.
-        alone = len(devices) == 1 and devices[0].platform == "cpu"
-        self.at_a_time = min(usable_cores(), _MOST, most or _MOST) if alone else 1
-        self.ahead = max(self.at_a_time, _QUEUED)
+        self.at_a_time = min(usable_cores(), _MOST, most or _MOST)
+        self.ahead = max(self.at_a_time, QUEUED)
         self._threads = ThreadPoolExecutor(self.at_a_time) if self.at_a_time > 1 else None
         self._compiled: set[Hashable] = set()
 

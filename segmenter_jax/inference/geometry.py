@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -149,14 +149,38 @@ class AxisGeometry:
     tile: int
 
     @property
+    def taps(self) -> int:
+        """Patches that one output pixel may see.
+
+        It lies between two pixels of the scaled image, each of them in some windows, and in each
+        window between two patches.
+        """
+        overlap = math.ceil(self.window / self.stride) + 1
+        return 4 * overlap
+
+    @property
     def capacity(self) -> int:
         """Patches that one tile may see.
 
         Enough for a tile at scale 1 that two windows overlap, and always for a single pixel; where
         a tile would see more, it is made shorter.
         """
-        overlap = math.ceil(self.window / self.stride) + 1
-        return round_up(max(2 * (self.tile // self.patch_size + 3), 4 * overlap), 8)
+        return round_up(max(2 * (self.tile // self.patch_size + 3), self.taps), 8)
+
+
+class Taps(NamedTuple):
+    """A matrix with few entries in a row.
+
+    Attributes:
+      columns: int32 (..., rows, taps), columns of the entries; padded with column 0.
+      weights: float32 (..., rows, taps), their values; padded with 0.
+    """
+
+    columns: np.ndarray
+    weights: np.ndarray
+
+
+TAP_TYPES = Taps(np.int32, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,13 +190,13 @@ class AxisTiles:
     Attributes:
       spans: T pairs (start, stop) of output pixels.
       index: int32 (V, T, capacity), patches that a tile sees.
-      weights: float32 (V, T, tile, capacity), the rows and columns of the merge matrix for them;
+      taps: (V, T, tile, taps), the rows and columns of the merge matrix for them: (tile, capacity);
         zero where the tile is shorter or sees fewer patches.
     """
 
     spans: tuple[tuple[int, int], ...]
     index: np.ndarray
-    weights: np.ndarray
+    taps: Taps
 
 
 @functools.lru_cache(maxsize=64)
@@ -195,13 +219,19 @@ def axis_tiles(
         start = stop
 
     index = np.zeros((len(versions), len(spans), capacity), np.int32)
-    weights = np.zeros((len(versions), len(spans), g.tile, capacity), np.float32)
+    shape = (len(versions), len(spans), g.tile, g.taps)
+    taps = Taps(*(np.zeros(shape, dtype) for dtype in TAP_TYPES))
     for v, matrix in enumerate(matrices):
         for t, (start, stop) in enumerate(spans):
             seen = np.flatnonzero(matrix[start:stop].any(axis=0))
             index[v, t, : len(seen)] = seen
-            weights[v, t, : stop - start, : len(seen)] = matrix[start:stop, seen]
-    return AxisTiles(tuple(spans), index, weights)
+            block = matrix[start:stop, seen]
+            rows, columns = np.nonzero(block)
+            # How many entries of its row are before an entry.
+            order = np.cumsum(block != 0, axis=1)[rows, columns] - 1
+            taps.columns[v, t, rows, order] = columns
+            taps.weights[v, t, rows, order] = block[rows, columns]
+    return AxisTiles(tuple(spans), index, taps)
 
 
 def scaled_size(

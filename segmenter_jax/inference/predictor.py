@@ -29,7 +29,7 @@ class Predictor:
     Attributes:
       description: what the model directory says.
       model: the network.
-      params: its parameters, on the devices.
+      params: its parameters, on the devices, in the types that the network uses them in.
     """
 
     def __init__(

@@ -108,9 +108,9 @@ def test_tiles_cover_the_axis_and_hold_the_whole_matrix(axis, other, tile):
         )
         rebuilt = np.zeros_like(expected)
         for t, (start, stop) in enumerate(tiles.spans):
-            np.add.at(
-                rebuilt[start:stop].T, tiles.index[v, t], tiles.weights[v, t, : stop - start].T
-            )
+            columns, weights = (x[v, t, : stop - start] for x in tiles.taps)
+            rows = np.arange(start, stop)[:, None]
+            np.add.at(rebuilt, (rows, tiles.index[v, t][columns]), weights)
         np.testing.assert_array_equal(rebuilt, expected)
 
 

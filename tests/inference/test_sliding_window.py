@@ -1,6 +1,7 @@
 """The sliding-window engine: golden values, the definition, compile counts, order."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,16 @@ class GivenVersions(SlidingWindow):
         return iter(example["versions"])
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=itertools.product(NAMES, (1, 8)), ids=str)
 def golden(request, golden_dir):
-    """Engine, parameters and the golden arrays of one network."""
-    model = Segmenter(golden_config(request.param))
+    """Engine on one or on several devices, parameters and the golden arrays of one network."""
+    name, num_devices = request.param
+    model = Segmenter(golden_config(name))
     settings = InferenceSettings(window=64, stride=48, batch_size=4)
-    engine = GivenVersions(model, settings, devices=one_device(), **IDENTITY)
-    with np.load(golden_dir / f"{request.param}.npz") as arrays:
-        return engine, golden_params(request.param), dict(arrays)
+    devices = jax.local_devices()[:num_devices]
+    engine = GivenVersions(model, settings, devices=devices, **IDENTITY)
+    with np.load(golden_dir / f"{name}.npz") as arrays:
+        return engine, golden_params(name), dict(arrays)
 
 
 def probabilities(engine, params, size, versions):
@@ -75,6 +78,7 @@ class PatchMeans:
     patch_size: int = 8
     num_classes: int = 3
     in_channels: int = 3
+    compute_dtype: str = "float32"
 
     @property
     def config(self):

@@ -1,13 +1,19 @@
-"""Which parameters are matrices, in every kind of network."""
+"""Which parameters are matrices, and which are cast, in every kind of network."""
 
 from typing import get_args
 
 import jax
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from segmenter_jax.models import Segmenter
 from segmenter_jax.models.config import Decoder
-from segmenter_jax.models.params import abstract_params, is_kernel
+from segmenter_jax.models.params import (
+    abstract_params,
+    is_kernel,
+    to_compute_type,
+)
 from tests.tiny import tiny_network
 
 
@@ -24,3 +30,28 @@ def test_every_matrix_is_a_kernel_and_no_bias_norm_token_or_position_is(decoder,
         for name, leaf in shapes.items()
     }
     assert flatten_dict(found, sep="/") == expected
+
+
+@pytest.mark.parametrize("decoder", get_args(Decoder))
+def test_parameters_cast_before_give_the_same_bits(decoder):
+    config = tiny_network(dtype="bfloat16", decoder=decoder, distilled=True)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(scale=0.1, size=leaf.shape).astype(np.float32),
+        abstract_params(config),
+    )
+    cast = to_compute_type(params, config)
+    image = rng.normal(size=(1, *config.image_size, 3)).astype(np.float32)
+    forward = jax.jit(lambda params: Segmenter(config).apply({"params": params}, image))
+    np.testing.assert_array_equal(forward(cast), forward(params))
+
+    names = flatten_dict(cast, sep="/")
+    still = {name for name, leaf in names.items() if leaf.dtype == np.float32}
+    used_in_float32 = ("norm", "LayerNorm", "decoder/head/", "pos_embedding")
+    assert still == {name for name in names if any(part in name for part in used_in_float32)}
+    assert jax.tree.map(jax.typeof, to_compute_type(cast, config)) == jax.tree.map(jax.typeof, cast)
+
+
+def test_parameters_of_a_float32_network_stay_as_they_are():
+    params = {"encoder": {"cls": np.zeros(1, np.float32)}}
+    assert to_compute_type(params, tiny_network()) is params

@@ -17,8 +17,9 @@ from segmenter_jax.inference.geometry import (
     scaled_image,
     window_anchors,
 )
-from segmenter_jax.inference.merging import Merger, Version
+from segmenter_jax.inference.host_way import HostWay
 from segmenter_jax.inference.sliding_window import SlidingWindow
+from segmenter_jax.inference.windows import CutImage, Version
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from tests.compilations import compilations
 
@@ -119,22 +120,22 @@ def tail_share(scales: tuple[float, ...], flip: bool, repeats: int = 3) -> dict:
     forward = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
     engine = SlidingWindow(model, settings, devices=jax.local_devices()[:1], **VIT)
     batch = np.zeros((1, 512, 512, 3), np.float32)
-    versions, windows = [], 0
+    cut, patch_logits, windows = CutImage({"image": image}), [], 0
     rng = np.random.default_rng(0)
     for scaled, flipped in image_versions(image, settings):
         counts = [len(window_anchors(s, 512, 512)) for s in scaled.shape[:2]]
         windows += counts[0] * counts[1]
-        logits = rng.normal(size=(counts[0] * 32, counts[1] * 32, 150)).astype(np.float32)
-        versions.append(Version(scaled.shape[:2], flipped, logits))
-    merge = engine.merge
-    assert isinstance(merge, Merger)
+        shape = (counts[0] * 32, counts[1] * 32, 150)
+        patch_logits.append(rng.normal(size=shape).astype(np.float32))
+        cut.versions.append(Version(scaled.shape[:2], flipped, tuple(counts)))
+    assert isinstance(engine.way, HostWay)
     times = {"forward": [], "tail": []}
     for _ in range(repeats + 1):
         begin = time.perf_counter()
         forward(params, batch).block_until_ready()
         times["forward"].append((time.perf_counter() - begin) * windows)
         begin = time.perf_counter()
-        merge(versions, (512, 512), ("ids",), 1)
+        engine.way.merge(cut, patch_logits, ("ids",), 1)
         times["tail"].append(time.perf_counter() - begin)
     seconds = {name: min(values[1:]) for name, values in times.items()}
     share = seconds["tail"] / sum(seconds.values())
