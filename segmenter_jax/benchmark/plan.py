@@ -43,7 +43,7 @@ def plan(parts: Programs) -> Result:
             "grad_accum_steps": config.grad_accum_steps,
             "crop_size": config.augment.crop_size,
             "tokens": flops.num_tokens(model),
-            "dtype": model.compute_dtype,
+            "dtype": model.compute_dtype(mesh),
             "attention": config.model.attention,
             "remat": model.remat,
             "scan_layers": model.scan_layers,

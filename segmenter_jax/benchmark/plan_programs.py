@@ -2,12 +2,9 @@
 
 import dataclasses
 import time
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-from jax.sharding import SingleDeviceSharding
 
 from segmenter_jax.benchmark.hlo import Instruction, instructions
 from segmenter_jax.benchmark.topologies import Topology
@@ -15,7 +12,7 @@ from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.data.datasets import open_dataset
 from segmenter_jax.data.specs import BENCHMARKS, SHAPES, DatasetSpec
 from segmenter_jax.inference.geometry import InferenceSettings
-from segmenter_jax.models.normalization import normalize
+from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.training import experiment, sharding
 from segmenter_jax.training.program import TrainProgram
 
@@ -31,7 +28,7 @@ class Compiled:
       text: HLO.
       memory: bytes on one device: "arguments", "temporaries", "results" that are not written over
         arguments, and "code".
-      compile_s, cpu_s: seconds that tracing and compiling took here, by the clock and of all cores.
+      compile_s, cpu_s: seconds that compiling took here, by the clock and of all cores.
     """
 
     text: str
@@ -80,23 +77,15 @@ class Programs:
           jax.errors.JaxRuntimeError: it cannot be compiled; RESOURCE_EXHAUSTED: it does not fit.
         """
         batch = self.train.abstract_batch(self.config.batch_size)
-        return _compile(self.train.step, self.train.abstract_state(), batch)
+        return _compiled(self.train.step.lower(self.train.abstract_state(), batch))
 
     def evaluation(self) -> Compiled:
-        """The forward pass of one device's windows."""
-        d, model = self.description, self.train.model
-        place = SingleDeviceSharding(self.topology.devices[0])
-        shape = (self.windows, self.settings.window, self.settings.window, model.config.in_channels)
-
-        def forward(params: Any, windows: jax.Array) -> jax.Array:
-            return model.apply({"params": params}, normalize(windows, None, d.mean, d.std))
-
-        params = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            self.train.abstract_state().params,
-        )
-        windows = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
-        return _compile(jax.jit(forward), params, windows)
+        """The forward pass of one device's windows, into its pool of logits."""
+        d = self.description
+        settings = dataclasses.replace(self.settings, batch_size=self.windows)
+        device = self.topology.devices[:1]
+        engine = SlidingWindow(self.train.model, settings, mean=d.mean, std=d.std, devices=device)
+        return _compiled(engine.way.lower_programs()["forward"])
 
 
 def programs(
@@ -142,9 +131,9 @@ def dataset_spec(config: ml_collections.ConfigDict, num_classes: int | None) -> 
         raise ValueError(f"{error}; or give --num_classes") from error
 
 
-def _compile(function: Any, *arguments: Any) -> Compiled:
+def _compiled(lowered: jax.stages.Lowered) -> Compiled:
     start, cpu = time.perf_counter(), time.process_time()
-    compiled = function.lower(*arguments).compile()
+    compiled = lowered.compile()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     m = compiled.memory_analysis()
     memory = {

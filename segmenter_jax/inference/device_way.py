@@ -25,7 +25,8 @@ from segmenter_jax.inference.pool import SPLIT, SPLIT_TILES, LogitsPool, forward
 from segmenter_jax.inference.windows import CutImage, Version, Window, stacked
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.config import patch_grid
-from segmenter_jax.models.params import abstract_params, to_compute_type
+from segmenter_jax.models.layers import to_compute_type
+from segmenter_jax.models.params import abstract_params
 
 # Windows at a time on each device, where the settings leave it open. Simulated devices share cores.
 _WINDOWS, _CPU_WINDOWS = 8, 1
@@ -169,7 +170,8 @@ class DeviceWay:
 
         whole = functools.partial(arrays, NamedSharding(self.mesh, jax.P()))
         split = functools.partial(arrays, self.split)
-        params = jax.eval_shape(functools.partial(to_compute_type, config=c), abstract_params(c))
+        cast = functools.partial(to_compute_type, dtype=c.compute_dtype(self.mesh))
+        params = jax.eval_shape(cast, abstract_params(c))
         params = jax.tree.map(lambda leaf: whole(leaf.dtype, *leaf.shape), params)
         patches = math.prod(self.grid)
         pool = split(np.float32, self.slots * self.mesh.size, patches, c.num_classes)

@@ -24,9 +24,9 @@ from segmenter_jax.inference.merging import Maps, check_outputs
 from segmenter_jax.inference.pool import AXIS
 from segmenter_jax.inference.windows import Example, batches
 from segmenter_jax.models import Segmenter
-from segmenter_jax.models.params import to_compute_type
+from segmenter_jax.models.layers import to_compute_type
 
-_to_compute_type = jax.jit(to_compute_type, static_argnames="config")
+_to_compute_type = jax.jit(to_compute_type, static_argnames="dtype")
 
 
 def _way_for(devices: Sequence[jax.Device]) -> type[HostWay | DeviceWay]:
@@ -57,10 +57,10 @@ class SlidingWindow:
           mean, std: of the channels, for pixel values in 0..1.
           devices: of this process, shared by the batches; None takes all of them.
         """
-        self.model = model
         self.settings = settings
         devices = list(devices or jax.local_devices())
         mesh = Mesh(np.array(devices), (AXIS,))
+        self.model = model = model.clone(mesh=mesh)
         self._replicated = NamedSharding(mesh, jax.P())
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
         self.way = _way_for(devices)(model, settings, mean, std, mesh)
@@ -116,8 +116,8 @@ class SlidingWindow:
             return leaf
 
         placed = jax.device_put(jax.tree.map(local, params), self._replicated)
-        c = self.model.config
-        return placed if c.compute_dtype == "float32" else _to_compute_type(placed, c)
+        dtype = self.model.config.compute_dtype(self.model.mesh)
+        return placed if dtype == "float32" else _to_compute_type(placed, dtype)
 
     def versions(self, example: Example) -> Iterator[tuple[np.ndarray, bool]]:
         """The scaled and flipped versions of an example's image; see `image_versions`."""

@@ -58,25 +58,3 @@ def init_some_params(config: SegmenterConfig, names: Sequence[str], seed: int) -
 
 def _init(config: SegmenterConfig, key: jax.Array) -> Params:
     return Segmenter(config).lazy_init(key, _image(config), mutable=["params"])["params"]
-
-
-def to_compute_type(params: Params, config: SegmenterConfig) -> Params:
-    """Casts what the network casts at every use: the same results for less memory and no casting.
-
-    Layer normalisations, position embeddings and the linear decoder's logits are computed in
-    float32, and their parameters stay so.
-
-    Args:
-      params: the tree under "params"; cast before is as well.
-      config: of the network.
-    """
-    dtype = jnp.dtype(config.compute_dtype)
-    if dtype == jnp.float32:
-        return params
-
-    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        module, name = path[-2].key, path[-1].key
-        stays = "norm" in module.lower() or module == "head" or name == "pos_embedding"
-        return leaf if stays else leaf.astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)

@@ -205,15 +205,6 @@ def block_class(remat: bool, mesh: Placement) -> type[Block]:
     return Block if options is None else nn.remat(Block, static_argnums=(2,), **options)
 
 
-def cast_block(params: Any, dtype: jnp.dtype) -> Any:
-    """A block's parameters in the type in which they are used: all but those of its norms."""
-
-    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf if path[0].key.startswith("LayerNorm") else leaf.astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Rate of stochastic depth of each block: from 0, linearly, to `last`."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from segmenter_jax.models.config import SegmenterConfig
-from segmenter_jax.models.layers import KernelBias, LayerNorm, dense, dense_init
+from segmenter_jax.models.layers import KernelBias, LayerNorm, dense, dense_init, to_compute_type
 from segmenter_jax.models.placement import Placement, gather, stack_layers
 from segmenter_jax.models.resampling import Method, resize_matrix
 from segmenter_jax.models.transformer import (
@@ -22,7 +22,6 @@ from segmenter_jax.models.transformer import (
     BlockConfig,
     Dropout,
     block_class,
-    cast_block,
     checkpoint_options,
     drop_path_rates,
 )
@@ -131,8 +130,8 @@ class VisionTransformer(nn.Module):
         """
         params = self.variables["params"]
         # What is cast first is stacked, and sent between devices, at half the size.
-        layers = [cast_block(params[f"encoderblock_{i}"], config.dtype) for i in range(len(rates))]
-        stacked = stack_layers(layers, self.mesh)
+        layers = [params[f"encoderblock_{i}"] for i in range(len(rates))]
+        stacked = stack_layers([to_compute_type(x, config.dtype) for x in layers], self.mesh)
         random = not deterministic and bool(config.dropout_rate or any(rates))
         keys = jax.random.split(self.make_rng("dropout"), len(rates)) if random else None
 

@@ -78,11 +78,17 @@ class PatchMeans:
     patch_size: int = 8
     num_classes: int = 3
     in_channels: int = 3
-    compute_dtype: str = "float32"
+    mesh: jax.sharding.Mesh | None = None
 
     @property
     def config(self):
         return self
+
+    def clone(self, mesh):
+        return dataclasses.replace(self, mesh=mesh)
+
+    def compute_dtype(self, mesh):
+        return "float32"
 
     def apply(self, variables, image):
         p = self.patch_size
