@@ -9,6 +9,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "segmenter_jax"
 
+# Programs are made for the devices of a mesh; here a process asks for those that JAX takes by itself.
+DEFAULT_DEVICES = {"models.placement", "runtime.processes"}
+
 # A room may import the rows before its own, and itself; rooms of one row do not know each other.
 ROOMS = (
     ("runtime",),
@@ -148,3 +151,8 @@ def test_files_keep_to_the_rules(path):
         assert not device
     assert len(path.read_text().splitlines()) <= MAX_LINES
     assert "util" not in path.name
+
+
+def test_the_mesh_decides_not_the_default_backend():
+    asking = {module_name(p) for p in PACKAGE.rglob("*.py") if "default_backend" in p.read_text()}
+    assert asking == DEFAULT_DEVICES

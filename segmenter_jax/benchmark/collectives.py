@@ -16,6 +16,7 @@ from segmenter_jax.training.state import TrainState
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _GROUP_GRID = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
@@ -59,10 +60,15 @@ def collectives_of(program: Iterable[Instruction], num_devices: int) -> list[Col
     Raises:
       ValueError: a collective is in a loop of an unknown number of rounds.
     """
-    found = []
+    found, channels = [], set()
     for instruction in program:
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
+            # TPUs run one beside other work: its start, work and end are fusions that all name it.
+            if channel := _CHANNEL.search(instruction.text):
+                if channel[1] in channels:
+                    continue
+                channels.add(channel[1])
             if instruction.times is None:
                 raise ValueError(
                     "collectives in a loop of an unknown number of rounds: "
@@ -80,11 +86,15 @@ def _collective(instruction: Instruction, kind: str, num_devices: int) -> Collec
         # The operands come first, as many as results.
         arrays = arrays[len(arrays) // 2 :]
     group = _group(instruction.text) or num_devices
+    size = sum(a.size for a in arrays) * (group if kind == "reduce-scatter" else 1)
+    if instruction.computation.startswith("all-reduce-scatter"):
+        # A TPU's fusion of the sum with the choice of a piece of it.
+        kind = "reduce-scatter"
     shapes = ", ".join(map(str, arrays[:3]))
     return Collective(
         kind=kind,
         type=shapes + (f" and {len(arrays) - 3} more" if len(arrays) > 3 else ""),
-        size=sum(a.size for a in arrays) * (group if kind == "reduce-scatter" else 1),
+        size=size,
         group=group,
         times=instruction.times,
         source=instruction.source,

@@ -41,6 +41,7 @@ class Instruction:
       text: the whole line.
       times: how often it runs; None in a loop of an unknown number of rounds.
       source: the operation of the traced program that it is from; "" where the compiler made it.
+      computation: that it stands in: the entry, the body of a loop, what is fused, ...
     """
 
     name: str
@@ -49,6 +50,7 @@ class Instruction:
     text: str
     times: int | None
     source: str
+    computation: str
 
     @functools.cached_property
     def arrays(self) -> list[Array]:
@@ -88,7 +90,8 @@ def _walk(
         called = _CALLED.findall(line)
         if branches := _BRANCHES.search(line):
             called += [branch.strip(" %") for branch in branches[1].split(",")]
-        yield Instruction(match[1], match[3], match[2], line, times, _source(computations, line))
+        source = _source(computations, line)
+        yield Instruction(match[1], match[3], match[2], line, times, source, name)
         rounds = _rounds(computations, line) if match[3] == "while" else 1
         for inner in called:
             yield from _walk(computations, inner, times and rounds and times * rounds)

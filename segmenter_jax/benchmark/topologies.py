@@ -116,6 +116,8 @@ def describe(name: str) -> Topology:
 def stay_on_cpu() -> None:
     """Keeps this process from starting accelerators that may be there; before JAX is first used."""
     jax.config.update("jax_platforms", "cpu")
+    # Programs for absent devices can be written to a cache but not read from it.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _tpus(name: str) -> Sequence[jax.Device]:
