@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "segmenter_jax"
 
-# Programs are made for the devices of a mesh; here a process asks for those that JAX takes by itself.
+# Programs are made for the devices of a mesh; here a process asks what JAX takes by itself.
 DEFAULT_DEVICES = {"models.placement", "runtime.processes"}
 
 # A room may import the rows before its own, and itself; rooms of one row do not know each other.

@@ -16,7 +16,7 @@ from segmenter_jax.training.state import TrainState
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CHAIN = re.compile(r'chain_id="\d+"')
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _GROUP_GRID = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
@@ -60,15 +60,15 @@ def collectives_of(program: Iterable[Instruction], num_devices: int) -> list[Col
     Raises:
       ValueError: a collective is in a loop of an unknown number of rounds.
     """
-    found, channels = [], set()
+    found, chains = [], set()
     for instruction in program:
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
-            # TPUs run one beside other work: its start, work and end are fusions that all name it.
-            if channel := _CHANNEL.search(instruction.text):
-                if channel[1] in channels:
+            # TPUs run one beside other work: a chain of fusions starts it, goes on and ends it.
+            if chain := _CHAIN.search(instruction.text):
+                if chain[0] in chains:
                     continue
-                channels.add(channel[1])
+                chains.add(chain[0])
             if instruction.times is None:
                 raise ValueError(
                     "collectives in a loop of an unknown number of rounds: "
