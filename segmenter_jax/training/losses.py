@@ -7,13 +7,14 @@ patches. Memory is one block plus one gradient of the size of the patch logits.
 """
 
 import functools
+import math
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from segmenter_jax.models import upsample
-from segmenter_jax.models.placement import Placement, platform_of
+from segmenter_jax.models.placement import Placement, per_device, platform_of
 from segmenter_jax.models.resampling import resize_matrix
 
 Implementation = Literal["fused", "plain"]
@@ -51,7 +52,7 @@ def segmentation_loss(
       ignore_label: value of pixels that count for nothing.
       class_weights: (K,), a pixel's weight by its class; None means 1.
       implementation: "fused", or "plain", which materialises (B, H, W, K) and is the reference.
-      mesh: the devices that B is split over. Sizes blocks, changes no result.
+      mesh: the devices that B is split over; None leaves it to JAX. Changes no result.
 
     Returns:
       loss_sum: float32 scalar, nats times weight.
@@ -78,8 +79,14 @@ def segmentation_loss(
     logits = logits.astype(jnp.float32)
     if implementation == "plain":
         return _plain_loss(upsample(logits, label.shape[1:], patch_size), known, weight), total
-    rows = _rows_per_block(logits.shape, label.shape[2], patch_size, mesh)
-    return _fused_loss(logits, label, class_weights, ignore_label, patch_size, rows), total
+    # Each device by itself: blocks are cut for its share of the batch.
+    loss = per_device(
+        lambda logits, label: _fused_loss(
+            logits, label, class_weights, ignore_label, patch_size, platform_of(mesh)
+        ),
+        mesh,
+    )
+    return loss(logits, label).sum(), total
 
 
 def _known(
@@ -101,13 +108,9 @@ def _plain_loss(pixels: jax.Array, label: jax.Array, weight: jax.Array) -> jax.A
     return (weight * (jax.nn.logsumexp(pixels, axis=-1) - picked)).sum()
 
 
-def _rows_per_block(
-    logits_shape: tuple[int, ...], width: int, patch_size: int, mesh: Placement
-) -> int:
+def _rows_per_block(row_bytes: int, patch_size: int, platform: str) -> int:
     """Pixel rows of a block: a divisor of `patch_size`, so that blocks lie between two patches."""
-    batch = max(logits_shape[0] // (mesh.size if mesh else 1), 1)
-    row_bytes = 4 * batch * width * logits_shape[-1]
-    wanted = max(_BLOCK_BYTES.get(platform_of(mesh), _DEFAULT_BLOCK_BYTES) // row_bytes, 1)
+    wanted = max(_BLOCK_BYTES.get(platform, _DEFAULT_BLOCK_BYTES) // row_bytes, 1)
     return max(r for r in range(1, patch_size + 1) if patch_size % r == 0 and r <= wanted)
 
 
@@ -117,30 +120,33 @@ def _scan_rows(
     class_weights: jax.Array | None,
     ignore_label: int,
     patch_size: int,
-    block_rows: int,
+    platform: str,
     with_gradient: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Loss of all pixels, and its gradient with respect to `logits`.
+    """Loss of each image (B,), and its gradient with respect to `logits`.
 
     The outer loop runs over pairs of neighbouring rows of patches, each upsampled to the columns of
     pixels once; the inner one over blocks of the pixel rows between their centres.
     """
-    columns = logits.shape[2]
+    batch, _, columns, num_classes = logits.shape
     to_pixels = jnp.asarray(
         resize_matrix(columns, columns * patch_size)[: label.shape[2]], jnp.float32
     )
-    # The pixels of a row of all images are the fastest axis: sums over classes and over rows then
-    # add whole vectors.
+    # The pixels of a row of all images are the fastest axes: sums over classes and over rows then
+    # add whole vectors. Those of a TPU have eight rows.
+    line = batch * len(to_pixels)
+    line = (8, line // 8) if platform == "tpu" and line % 8 == 0 else (1, line)
     patches = jnp.pad(logits.transpose(1, 3, 0, 2), ((1, 1), *[(0, 0)] * 3), mode="edge")
 
     def upsampled(patches: jax.Array) -> jax.Array:
-        pixels = _matmul("kbw,xw->kbx", patches, to_pixels)
-        return pixels.reshape(pixels.shape[0], -1)
+        return _matmul("kbw,xw->kbx", patches, to_pixels).reshape(num_classes, *line)
 
     def folded(pixels: jax.Array) -> jax.Array:
-        return _matmul("kbx,xw->kbw", pixels.reshape(len(pixels), -1, len(to_pixels)), to_pixels)
+        return _matmul("kbx,xw->kbw", pixels.reshape(num_classes, batch, -1), to_pixels)
 
+    block_rows = _rows_per_block(4 * num_classes * math.prod(line), patch_size, platform)
     labels = _split_rows(label, len(patches) - 1, patch_size, block_rows, ignore_label)
+    labels = labels.reshape(*labels.shape[:3], *line)
     shares = _shares(patch_size, block_rows)
 
     def add_block(sums, block, upper, step):
@@ -169,44 +175,45 @@ def _scan_rows(
     upper = upsampled(patches[0])
     start = jnp.zeros_like(upper[0]), upper, jnp.zeros_like(upper) if with_gradient else None
     (loss, _, d_last), gradient = jax.lax.scan(add_pair, start, (patches[1:], labels))
+    loss = loss.reshape(batch, -1).sum(axis=1)
     if not with_gradient:
-        return loss.sum(), None
+        return loss, None
     gradient = jnp.concatenate([gradient, folded(d_last)[None]])
-    return loss.sum(), _fold_edges(gradient).transpose(2, 0, 3, 1)
+    return loss, _fold_edges(gradient).transpose(2, 0, 3, 1)
 
 
 def _split_rows(
     label: jax.Array, pairs: int, patch_size: int, block_rows: int, fill: int
 ) -> jax.Array:
-    """(B, H, W) -> (pairs of rows of patches, blocks, block_rows, B * W)."""
+    """(B, H, W) -> (pairs of rows of patches, blocks, block_rows, B, W)."""
     batch, height, width = label.shape
     # The first pair's upper row has its centre half a patch above the image.
     top = patch_size // 2
     padding = ((0, 0), (top, pairs * patch_size - top - height), (0, 0))
     label = jnp.pad(label, padding, constant_values=fill)
     label = label.reshape(batch, pairs, patch_size // block_rows, block_rows, width)
-    return label.transpose(1, 2, 3, 0, 4).reshape(*label.shape[1:4], -1)
+    return label.transpose(1, 2, 3, 0, 4)
 
 
 def _shares(patch_size: int, block_rows: int) -> jax.Array:
-    """Share of the lower patches in the pixel rows of a pair, (blocks, block_rows, 1, 1)."""
+    """Share of the lower patches in the pixel rows of a pair: (blocks, block_rows, 1, 1, 1)."""
     # Where P is odd, P // 2 is half a row short of half a patch.
     centre = 0.5 if patch_size % 2 == 0 else 1.0
     shares = (jnp.arange(patch_size) + centre) / patch_size
-    return shares.astype(jnp.float32).reshape(-1, block_rows, 1, 1)
+    return shares.astype(jnp.float32).reshape(-1, block_rows, 1, 1, 1)
 
 
 def _value(
     pixels: jax.Array, label: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Loss of each column of pixels (N,), and what the gradient needs of the softmax.
+    """Loss of each column of pixels, and what the gradient needs of the softmax.
 
     Args:
-      pixels: (rows, K, N).
-      label, weight: (rows, 1, N).
+      pixels: (rows, K, ...), the columns of pixels last.
+      label, weight: (rows, 1, ...).
 
     Returns:
-      loss: not summed over images, which would be one collective per block on several devices.
+      loss: (...), summed over rows.
       exponential, normaliser: their quotient is the softmax.
     """
     peak = pixels.max(axis=1, keepdims=True)
@@ -222,7 +229,7 @@ def _gradient(
     exponential: jax.Array, normaliser: jax.Array, label: jax.Array, weight: jax.Array
 ) -> jax.Array:
     """Gradient of `_value`'s loss with respect to the pixel logits."""
-    is_label = label == jnp.arange(exponential.shape[1])[:, None]
+    is_label = label == jnp.arange(exponential.shape[1])[:, None, None]
     return exponential * (weight / normaliser) - jnp.where(is_label, weight, 0)
 
 
@@ -238,21 +245,21 @@ def _fused_loss(
     class_weights: jax.Array | None,
     ignore_label: int,
     patch_size: int,
-    block_rows: int,
+    platform: str,
 ) -> jax.Array:
-    fixed = ignore_label, patch_size, block_rows
+    fixed = ignore_label, patch_size, platform
     return _scan_rows(logits, label, class_weights, *fixed, with_gradient=False)[0]
 
 
 def _fused_backward(
     ignore_label: int,
     patch_size: int,
-    block_rows: int,
+    platform: str,
     gradient: jax.Array,
     cotangent: jax.Array,
 ) -> tuple[jax.Array, None, None]:
-    del ignore_label, patch_size, block_rows
-    return cotangent * gradient, None, None
+    del ignore_label, patch_size, platform
+    return cotangent[:, None, None, None] * gradient, None, None
 
 
 _fused_loss.defvjp(functools.partial(_scan_rows, with_gradient=True), _fused_backward)
