@@ -19,6 +19,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
         + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+        # Which commands set: what they and the tests themselves compile is then the same.
+        + " --xla_gpu_enable_triton_gemm=false"
     )
 
 os.environ["JAX_PLATFORMS"] = "cpu"

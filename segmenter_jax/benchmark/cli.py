@@ -20,7 +20,8 @@ from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.config import DTYPES, Decoder
-from segmenter_jax.runtime.command import run_command, scale_list, use_compilation_cache
+from segmenter_jax.runtime.command import run_command, scale_list
+from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.host import keep_freed_memory
 
 SUBJECTS: dict[str, Callable[[SegmenterConfig, argparse.Namespace], Result]] = {
@@ -166,7 +167,7 @@ def _command(arguments: argparse.Namespace) -> None:
         if (value := getattr(arguments, name)) < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     keep_freed_memory()
-    use_compilation_cache()
+    prepare_compilation()
     config = model_config(arguments)
     values = SUBJECTS[arguments.subject](config, arguments)
     settings = {
