@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import get_args
 
@@ -15,6 +16,7 @@ from segmenter_jax.benchmark.loader import LoaderSettings, benchmark_loader
 from segmenter_jax.benchmark.measure import Result, Timing, environment
 from segmenter_jax.benchmark.report import report
 from segmenter_jax.benchmark.step import StepSettings, benchmark_step
+from segmenter_jax.benchmark.trace import read_trace, summarise_trace
 from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import SegmenterConfig
@@ -23,6 +25,7 @@ from segmenter_jax.models.config import DTYPES, Decoder
 from segmenter_jax.runtime.command import run_command, scale_list
 from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.host import keep_freed_memory
+from segmenter_jax.runtime.tables import align, cell
 
 SUBJECTS: dict[str, Callable[[SegmenterConfig, argparse.Namespace], Result]] = {
     "step": lambda model, a: benchmark_step(model, _step(a), _timing(a)),
@@ -34,7 +37,7 @@ SUBJECTS: dict[str, Callable[[SegmenterConfig, argparse.Namespace], Result]] = {
         model, _step(a), build_dataset(a.dataset, a.data_dir), a.split, _loader(a), _timing(a)
     ),
     "collectives": lambda model, a: benchmark_collectives(model, _step(a), a.show),
-    "attention": lambda model, a: benchmark_attention(model, a.batch_size, _timing(a)),
+    "attention": lambda model, a: benchmark_attention(model, a.batch_size, a.tokens, _timing(a)),
     "loss": lambda model, a: benchmark_loss(model, a.batch_size, _timing(a)),
 }
 
@@ -117,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--num_threads", type=int, help="by default one for each core, up to 4")
     loader.add_argument("--prefetch", type=int, default=4, help="batches kept ready")
     loader.add_argument("--rounds", type=int, default=5, help="of both sides, taking turns")
+    parsers["attention"].add_argument(
+        "--tokens", type=int, help="of the sequence; those of the encoder if absent"
+    )
+    text = "busy share and longest operations of a profiler trace"
+    trace = subjects.add_parser("trace", help=text, description=text)
+    trace.add_argument("folder", help="given to --profile, or the workdir of a run")
+    trace.add_argument("--top", type=int, default=10, help="number of operations listed")
     return parser
 
 
@@ -162,7 +172,17 @@ def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
     )
 
 
+def _trace(arguments: argparse.Namespace) -> None:
+    result = summarise_trace(read_trace(arguments.folder), arguments.top)
+    columns = ("ms", "percent", "count", "name", "source")
+    longest = [[cell(operation[name]) for name in columns] for operation in result["longest"]]
+    print("\n".join(align([columns, *longest])))
+    print(json.dumps(result))
+
+
 def _command(arguments: argparse.Namespace) -> None:
+    if arguments.subject == "trace":
+        return _trace(arguments)
     for name, least in (("batch_size", 1), ("steps", 1), ("warmup", 0)):
         if (value := getattr(arguments, name)) < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
