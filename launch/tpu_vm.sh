@@ -45,6 +45,7 @@ do_it() {
 }
 
 state() {
+  if [[ -n ${DRY_RUN:-} ]]; then return; fi
   gcloud compute tpus queued-resources describe "$slice" "${where[@]}" \
     --format='value(state.state)' 2>/dev/null || true
 }
@@ -89,7 +90,7 @@ $arguments"
 
 resume() {
   while true; do
-    if [[ $(state) != ACTIVE || -n ${DRY_RUN:-} ]]; then
+    if [[ $(state) != ACTIVE ]]; then
       if [[ -n $(state) || -n ${DRY_RUN:-} ]]; then delete; fi
       create
       copy

@@ -35,8 +35,8 @@ from segmenter_jax.runtime.command import (
     add_protocol_flags,
     protocol_overrides,
     run_command,
-    use_compilation_cache,
 )
+from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.errors import first_few
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
@@ -188,7 +188,7 @@ def _command(arguments: argparse.Namespace) -> None:
     wanted = _Wanted(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(_Wanted)})
     overrides = protocol_overrides(arguments)
     keep_freed_memory()
-    use_compilation_cache()
+    prepare_compilation()
     # First what fails fast: building a dataset may take long.
     if by_model := arguments.model is not None:
         predictor = load(arguments.model)

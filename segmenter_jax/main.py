@@ -11,7 +11,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from segmenter_jax.runtime import console, processes
-from segmenter_jax.runtime.command import FAILED, INTERRUPTED, USAGE, use_compilation_cache
+from segmenter_jax.runtime.command import FAILED, INTERRUPTED, USAGE
+from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.config_flag import ConfigFileParser, config_names
 from segmenter_jax.runtime.errors import one_line
 from segmenter_jax.runtime.host import keep_freed_memory
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
             f"unexpected arguments {argv[1:]}; settings look like --config.seed=1", exitcode=USAGE
         )
     keep_freed_memory()
-    use_compilation_cache()
+    prepare_compilation()
     console.setup_console(is_main_process=True)
     try:
         processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)

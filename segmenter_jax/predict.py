@@ -30,8 +30,8 @@ from segmenter_jax.runtime.command import (
     add_protocol_flags,
     protocol_overrides,
     run_command,
-    use_compilation_cache,
 )
+from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.errors import one_line
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
@@ -246,7 +246,7 @@ class _Run:
 
 def _command(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
-    use_compilation_cache()
+    prepare_compilation()
     planned = planned_outputs(arguments.inputs)
     predictor = load(arguments.model)
     engine = predictor.engine(**protocol_overrides(arguments))

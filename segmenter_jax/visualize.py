@@ -18,7 +18,8 @@ from segmenter_jax.pictures import legend, overlay
 from segmenter_jax.pictures.figures import attention_figure, curves_figure
 from segmenter_jax.pictures.overlays import as_rgb
 from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, stack
-from segmenter_jax.runtime.command import run_command, use_compilation_cache
+from segmenter_jax.runtime.command import run_command
+from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.training.run_log import read_metrics
 
@@ -32,7 +33,7 @@ def _pixel(text: str) -> tuple[int, int]:
 
 
 def _attention(arguments: argparse.Namespace) -> Image.Image:
-    use_compilation_cache()
+    prepare_compilation()
     predictor = load(arguments.model)
     shown = attention_maps(
         predictor,

@@ -19,10 +19,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
         + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+        # Which commands set: what they and the tests themselves compile is then the same.
+        + " --xla_gpu_enable_triton_gemm=false"
     )
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Small programs as well: every process needs the same hundred of them to begin with.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Files that take longest, so that no worker begins one when the others have finished.
 FIRST = ("test_program", "test_loop", "test_options", "test_processes", "test_notebook", "test_vit")

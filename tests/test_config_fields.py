@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from segmenter_jax.configs import common, folder
+from segmenter_jax.configs import common
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.training.loop import train_and_evaluate
 from tests.golden_params import golden_config
-from tests.tiny_runs import OVERRIDES, write_dataset
+from tests.tiny_runs import LIGHT, tiny_config
 
 
 class Recorded:
@@ -45,13 +45,8 @@ def names(config: ml_collections.ConfigDict, prefix: str = ""):
             yield prefix + name
 
 
-def test_a_run_reads_every_field_of_its_config(tmp_path):
-    config = folder.get_config()
-    config.update_from_flattened_dict(
-        OVERRIDES | {"total_steps": 2, "optimizer.warmup_steps": 0, "mesh.num_devices": 1}
-    )
-    config.dataset.source = str(write_dataset(tmp_path / "tiny", train=4, val=1))
-    config.dataset.data_dir = str(tmp_path / "built")
+def test_a_run_reads_every_field_of_its_config(source, tmp_path):
+    config = tiny_config(source, **LIGHT)
     with config.unlocked():
         config.augment.planted = 1
     read: set[str] = set()

@@ -16,7 +16,7 @@ SHELLCHECK = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent
 )
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
-SCRIPTS = ("local_processes.sh", "slurm.sbatch", "tpu_vm.sh")
+SCRIPTS = ("gpu_report.sh", "local_processes.sh", "slurm.sbatch", "tpu_vm.sh")
 RUN = ["--config=quickstart", "--workdir=runs/it's here"]
 TPU = {"NAME": "slice", "ZONE": "europe-west4-b", "ACCELERATOR": "v5litepod-16"}
 MAIN = ["-m", "segmenter_jax.main"]
@@ -104,6 +104,40 @@ def test_logs_of_local_processes_with_a_remote_workdir_are_kept_here(tmp_path):
     assert f"logs: {logs}\n" in result.stderr
     assert_logs(logs, "--workdir=gs://bucket/run")
     assert not (tmp_path / "gs:").exists()
+
+
+def test_gpu_report_goes_on_after_what_fails_and_ends_in_time(tmp_path):
+    program = tmp_path / "python"
+    # Measures nothing, and fails at the loss.
+    program.write_text(
+        f"""#!/bin/bash
+case "$*" in
+  *benchmark.markdown*) exec {sys.executable} "$@" ;;
+  *"benchmark loss"*) echo "no | memory" >&2; exit 3 ;;
+  *"benchmark attention"*) echo '{{"xla_train_ms": 2.5, "cudnn_unavailable": "missing"}}' ;;
+  *"benchmark step"*) echo '{{"images_per_s": 80.0, "step_ms": 100.0}}' ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+
+    def report(*sections, **variables):
+        result = subprocess.run(
+            [LAUNCH / "gpu_report.sh", tmp_path / "report", *sections],
+            env=os.environ | {"PYTHON": os.fspath(program)} | variables,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "report" / "report.md").read_text() == result.stdout
+        return result.stdout
+
+    text = report("attention", "loss", "steps", "trace", PEER="peer.py")
+    assert "| 1601 tokens, 16 heads | cudnn |  |  |  |  | missing |" in text
+    assert "| 150 classes | failed with code 3: no / memory |" in text
+    assert "| B/16 at 512, batch 32 | 80 | 100 |" in text
+    assert "| B/16 at 512, batch 32, peer | no result" in text
+    assert "not run" in report("loss", SECONDS_IN_ALL="0")
 
 
 def test_slurm_starts_one_step():

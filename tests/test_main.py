@@ -11,7 +11,7 @@ from tests.tiny_runs import train_arguments
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     """The command leaves this process as it is."""
-    for name in ("keep_freed_memory", "use_compilation_cache", "console.setup_console"):
+    for name in ("keep_freed_memory", "prepare_compilation", "console.setup_console"):
         monkeypatch.setattr(f"segmenter_jax.main.{name}", lambda *_, **__: None)
     yield
     main.FLAGS.unparse_flags()

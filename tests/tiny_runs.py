@@ -24,6 +24,7 @@ OVERRIDES = {
     "model.width": 64,
     "model.depth": 2,
     "model.num_heads": 2,
+    "model.decoder_depth": 1,
     "model.drop_path_rate": 0.1,
     "dataset.name": "tiny",
     "augment.crop_size": 48,
@@ -41,6 +42,7 @@ OVERRIDES = {
 LIGHT = {
     "model__depth": 1,
     "model__decoder": "linear",
+    "augment__photometric": False,
     "augment__crop_size": 32,
     "augment__base_size": 32,
     "eval__window": 32,

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import get_args
@@ -16,13 +17,16 @@ from segmenter_jax.benchmark.loader import LoaderSettings, benchmark_loader
 from segmenter_jax.benchmark.measure import Result, Timing, environment
 from segmenter_jax.benchmark.report import report
 from segmenter_jax.benchmark.step import StepSettings, benchmark_step
+from segmenter_jax.benchmark.trace import read_trace, summarise_trace
 from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.config import DTYPES, Decoder
-from segmenter_jax.runtime.command import run_command, scale_list, use_compilation_cache
+from segmenter_jax.runtime.command import run_command, scale_list
+from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.host import keep_freed_memory
+from segmenter_jax.runtime.tables import align, cell
 
 SUBJECTS: dict[str, Callable[[SegmenterConfig, argparse.Namespace], Result]] = {
     "step": lambda model, a: benchmark_step(model, _step(a), _timing(a)),
@@ -34,7 +38,7 @@ SUBJECTS: dict[str, Callable[[SegmenterConfig, argparse.Namespace], Result]] = {
         model, _step(a), build_dataset(a.dataset, a.data_dir), a.split, _loader(a), _timing(a)
     ),
     "collectives": lambda model, a: benchmark_collectives(model, _step(a), a.show),
-    "attention": lambda model, a: benchmark_attention(model, a.batch_size, _timing(a)),
+    "attention": lambda model, a: benchmark_attention(model, a.batch_size, a.tokens, _timing(a)),
     "loss": lambda model, a: benchmark_loss(model, a.batch_size, _timing(a)),
 }
 
@@ -119,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--rounds", type=int, default=5, help="of both sides, taking turns")
     text = plan_command.HELP
     plan_command.add_flags(subjects.add_parser("plan", help=text, description=text))
+    parsers["attention"].add_argument(
+        "--tokens", type=int, help="of the sequence; those of the encoder if absent"
+    )
+    text = "busy share and longest operations of a profiler trace"
+    trace = subjects.add_parser("trace", help=text, description=text)
+    trace.add_argument("folder", help="given to --profile, or the workdir of a run")
+    trace.add_argument("--top", type=int, default=10, help="number of operations listed")
     return parser
 
 
@@ -164,14 +175,24 @@ def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
     )
 
 
+def _trace(arguments: argparse.Namespace) -> None:
+    result = summarise_trace(read_trace(arguments.folder), arguments.top)
+    columns = ("ms", "percent", "count", "name", "source")
+    longest = [[cell(operation[name]) for name in columns] for operation in result["longest"]]
+    print("\n".join(align([columns, *longest])))
+    print(json.dumps(result))
+
+
 def _command(arguments: argparse.Namespace) -> int | None:
     if arguments.subject == "plan":
         return plan_command.run(arguments)
+    if arguments.subject == "trace":
+        return _trace(arguments)
     for name, least in (("batch_size", 1), ("steps", 1), ("warmup", 0)):
         if (value := getattr(arguments, name)) < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     keep_freed_memory()
-    use_compilation_cache()
+    prepare_compilation()
     config = model_config(arguments)
     values = SUBJECTS[arguments.subject](config, arguments)
     settings = {

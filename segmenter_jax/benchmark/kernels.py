@@ -14,9 +14,11 @@ from segmenter_jax.models.attention import IMPLEMENTATIONS, attention, probe
 from segmenter_jax.training.losses import Implementation, segmentation_loss
 
 
-def benchmark_attention(config: SegmenterConfig, batch_size: int, timing: Timing) -> Result:
-    """Forward, and forward with backward, of the encoder's attention."""
-    tokens, heads = num_tokens(config), config.num_heads
+def benchmark_attention(
+    config: SegmenterConfig, batch_size: int, tokens: int | None, timing: Timing
+) -> Result:
+    """Forward, and forward with backward, of the encoder's attention, or of that of `tokens`."""
+    tokens, heads = tokens or num_tokens(config), config.num_heads
     head_dim = config.width // heads
     dtype = jnp.dtype(config.compute_dtype())
     keys = jax.random.split(jax.random.key(0), 4)

@@ -2,16 +2,9 @@
 
 import json
 import pathlib
-from typing import Any
 
 from segmenter_jax.benchmark.measure import Result
-from segmenter_jax.runtime.tables import align
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
-    return "" if value is None else str(value)
+from segmenter_jax.runtime.tables import align, cell
 
 
 def read_result(path: str) -> Result:
@@ -44,13 +37,13 @@ def table(result: Result, other: Result | None = None) -> str:
     """
     rows = [("", "this", *(("other", "this / other") if other else ()))]
     for name, value in result.items():
-        cells = [name, _cell(value)]
+        cells = [name, cell(value)]
         if other is not None:
             against = other.get(name)
             numbers = all(
                 isinstance(v, int | float) and not isinstance(v, bool) for v in (value, against)
             )
-            shown = "same" if against == value else _cell(against)
+            shown = "same" if against == value else cell(against)
             cells += [shown, f"{value / against:.3f}" if numbers and against else ""]
         rows.append(tuple(cells))
     return "\n".join(align(rows))

@@ -2,8 +2,6 @@
 
 import argparse
 import functools
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,15 +44,6 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told where."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(root / "segmenter_jax" / "xla"))
 
 
 def scale_list(text: str) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 _NUMBER = re.compile(r"[-+]?(\d|\.\d|nan|inf)")
 
@@ -25,3 +26,10 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
         is_number = bool(values) and all(map(_NUMBER.match, values))
         columns.append([c.rjust(width) if is_number else c.ljust(width) for c in column])
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def cell(value: Any) -> str:
+    """A value of a result as text: numbers to four digits, nothing for None."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return "" if value is None else str(value)

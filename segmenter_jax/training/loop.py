@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from segmenter_jax.checkpoints.manager import CheckpointError, Checkpoints
 from segmenter_jax.data.pipeline import Stream, train_batches
 from segmenter_jax.runtime import processes
+from segmenter_jax.runtime.compilation import logged_compilation
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.files import absolute
 from segmenter_jax.training import experiment as experiments
@@ -128,7 +129,7 @@ class _Loop:
         with logging_redirect_tqdm([logger]), bar, batches:
             self._evaluate_if_interrupted()
             if self.step < total:
-                self._log_memory()
+                self._compile()
             self.progress.started = time.monotonic()
             # A copy to the devices that nobody asked for is an error: it costs time in each step.
             with jax.transfer_guard_host_to_device("disallow"):
@@ -164,9 +165,11 @@ class _Loop:
             self._evaluate()
         self.stopped = self.stopped or self.stop.agreed()
 
-    def _log_memory(self) -> None:
+    def _compile(self) -> None:
+        """Compiles the step, and tells the memory it takes."""
         program = self.experiment.program
-        temporary = temporary_bytes(program, self.config.batch_size)
+        with logged_compilation("the training step", program.mesh.devices.ravel()):
+            temporary = temporary_bytes(program, self.config.batch_size)
         rows = memory_rows(program.abstract_state(), program.options, temporary)
         logger.info("%s", memory_table(rows))
 

@@ -198,12 +198,16 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID"
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
         # A notebook in a cluster.
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
-        # Not without the library of TPUs.
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, None),
     ],
 )
 def test_schedulers_are_told_from_single_processes(variables, found):
     assert processes.scheduler(variables) == found
+
+
+@pytest.mark.parametrize(("installed", "found"), [(None, None), ("libtpu", "the TPU pod")])
+def test_tpu_slices_are_looked_for_where_their_library_is(monkeypatch, installed, found):
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda _: installed)
+    assert processes.scheduler({"TPU_WORKER_HOSTNAMES": "a,b"}) == found
 
 
 def test_open_mpi_that_hides_its_coordinator_is_no_single_process():

@@ -17,7 +17,7 @@ from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training.loop import train_and_evaluate
 from segmenter_jax.training.step_metrics import NonFiniteLossError
-from tests.tiny_runs import state_bytes, tiny_config
+from tests.tiny_runs import LIGHT, state_bytes, tiny_config
 
 
 def train(workdir, source, **overrides):
@@ -73,7 +73,7 @@ def test_start_from_other_weights_is_told_in_the_model(averaged, source, tmp_pat
         "init_from": start,
         "optimizer__freeze_encoder": True,
         "augment__normalization": "deit",
-        "total_steps": 3,
+        "total_steps": 4,
     }
     output = train(workdir, source, **settings)
     mean = NORMALIZATION["deit"][0]
@@ -90,9 +90,11 @@ def test_start_from_other_weights_is_told_in_the_model(averaged, source, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, frozen, first)
 
     # What a run came from is known also when it goes on without its source.
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    shutil.rmtree(workdir / "model")
     start.rename(tmp_path / "moved")
     try:
-        train(workdir, source, **(settings | {"total_steps": 4}))
+        assert "resumed at step 3" in train(workdir, source, **settings)
     finally:
         (tmp_path / "moved").rename(start)
     assert load_description(workdir / "model/latest").provenance["init_from"] == origin
@@ -107,7 +109,8 @@ def test_compute_type_of_the_training_machine_does_not_travel(averaged):
 
 def test_profile_of_training_holds_the_steps_asked_for(source, tmp_path):
     workdir = tmp_path / "run"
-    output = train(workdir, source, total_steps=14, log__profile_steps=3, eval__num_pictures=0)
+    settings = LIGHT | {"total_steps": 14, "log__profile_steps": 3, "eval__num_pictures": 0}
+    output = train(workdir, source, **settings)
     assert f"profile written to {workdir / 'profile'}" in output
     (trace,) = (workdir / "profile").rglob("*.xplane.pb")
     lines = [line for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines]
@@ -127,6 +130,7 @@ def test_run_stops_after_too_many_skipped_updates(source, tmp_path):
         optimizer__learning_rate=1e38,
         optimizer__warmup_steps=0,
         total_steps=12,
+        **LIGHT,
     )
     with pytest.raises(NonFiniteLossError, match="after 3 skipped updates"):
         train_and_evaluate(config, tmp_path / "run")
