@@ -16,6 +16,10 @@ if [[ $# -lt 1 || $1 == -* ]]; then
   sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
+if [[ -n $(ls -A "$1" 2>/dev/null) && ! -f $1/report.md ]]; then
+  echo "error: $1 is neither empty nor the folder of an earlier report" >&2
+  exit 2
+fi
 mkdir -p "$1/logs"
 folder=$(cd "$1" && pwd)
 shift
@@ -188,7 +192,7 @@ do_training() {
   fi
   say "- $((SECONDS - start)) s in all"
   grep -E 'compiled in|step [0-9]+/|mean IoU' "$log.err" | tail -n 4 | sed 's/^/- /' |
-    tee -a "$report"
+    tee -a "$report" || say "- it logged no result"
 }
 
 for section in "${sections[@]}"; do

@@ -25,6 +25,7 @@ from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import init_params
+from segmenter_jax.models.placement import platform_of
 
 # Images of one call, in batches, where the devices work on one while the next is cut.
 _BATCHES = 8
@@ -47,7 +48,7 @@ def benchmark_infer(
     """Images on the host to class ids on the host; times of `settings.batch_size` images."""
     engine, params = _engine(config, settings, devices)
     examples = [{"image": x} for x in random_batch(config, settings.batch_size)["image"]]
-    batches = 1 if jax.local_devices()[0].platform == "cpu" else _BATCHES
+    batches = 1 if platform_of(engine.model.mesh) == "cpu" else _BATCHES
     params = engine.place(params)
 
     def predict() -> list[np.ndarray]:

@@ -50,11 +50,9 @@ def plan(parts: Programs) -> Result:
         },
     }
     result["step"] = plan_step(parts)
+    # Evaluation has a copy of the parameters, whole and in the compute type.
     held = result["step"].get("memory", {}).get("arguments", 0)
-    if mesh.shape["fsdp"] == 1:
-        # Evaluation reads the parameters where they are; pieces of them it gathers.
-        held -= sum(4 * leaf.size for leaf in jax.tree.leaves(parts.train.abstract_state().params))
-    result["evaluation"] = plan_evaluation(parts, max(held, 0))
+    result["evaluation"] = plan_evaluation(parts, held)
     return result
 
 
@@ -119,13 +117,18 @@ def _head_dim(parts: Programs) -> int:
 def _attention(program: list[Instruction], parts: Programs) -> Result:
     """Kernels in a program, and the largest array of a weight for each pair of tokens."""
     kernels = estimate.kernels_of(program, parts.topology.spec, _head_dim(parts))
+    model = parts.description.model
+    # Of encoder and decoder; kernels pad them to whole blocks.
+    tokens = flops.num_tokens(model)
+    lengths = tokens, tokens - model.num_extra_tokens + model.num_classes
     pairs = [
         array
         for line in program
         for array in line.arrays
         if len(array.shape) > 2
         and array.shape[-1] == array.shape[-2]
-        and array.shape[-1] >= flops.num_tokens(parts.description.model) - 2
+        and any(tokens <= array.shape[-1] < tokens + 512 for tokens in lengths)
+        and array.shape[-1] not in (model.width, model.encoder_block().mlp_dim)
     ]
     largest = max(pairs, key=lambda a: a.size, default=None)
     return {

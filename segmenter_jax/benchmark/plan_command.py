@@ -17,7 +17,7 @@ from segmenter_jax.runtime.config_flag import read_config
 HELP = "whether a config fits devices that are not there, and how fast it may be; nothing runs"
 
 _EPILOG = """
-Fields of the config are overridden as in training: --config.batch_size=64.
+Fields of the config are overridden as --config.batch_size=64, with the equals sign.
 For TPUs install '.[tpu]', for GPUs '.[cuda]'; neither needs the device.
 """
 
@@ -39,7 +39,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also the largest batch that fits, and the cheapest change that makes the recipe fit",
     )
-    parser.add_argument("--trials", type=int, default=10, help="programs that a search compiles")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=10,
+        help="programs that a search compiles, 4 for the batch",
+    )
     parser.add_argument(
         "--json", nargs="?", const="-", help="append a JSON line to this file; without one print it"
     )

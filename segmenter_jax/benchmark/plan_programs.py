@@ -11,13 +11,11 @@ from segmenter_jax.benchmark.topologies import Topology
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.data.datasets import open_dataset
 from segmenter_jax.data.specs import BENCHMARKS, SHAPES, DatasetSpec
+from segmenter_jax.inference.device_way import WINDOWS
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.training import experiment, sharding
 from segmenter_jax.training.program import TrainProgram
-
-# Windows that one device evaluates at a time, where the config does not say.
-_WINDOWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Programs:
     def windows(self) -> int:
         """Windows that one device evaluates at a time."""
         devices = self.train.mesh.size
-        return -(-(self.settings.batch_size or _WINDOWS * devices) // devices)
+        return -(-(self.settings.batch_size or WINDOWS * devices) // devices)
 
     def step(self) -> Compiled:
         """The training step of the config's batch.

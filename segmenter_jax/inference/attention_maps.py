@@ -206,7 +206,9 @@ def _run(
 ) -> tuple[jax.Array, jax.Array]:
     """Low-resolution logits (h, w, K), and weights (heads, T, T); a rollout has one head."""
     d = predictor.description
-    inputs = predictor.model, predictor.params, normalize(image[None], None, d.mean, d.std)
+    # The weights are written down anyway, so no kernel computes without them.
+    model = Segmenter(dataclasses.replace(predictor.model.config, attention="xla"))
+    inputs = model, predictor.params, normalize(image[None], None, d.mean, d.std)
     if rollout:
         logits, flow = attention_rollout(*inputs, layer)
         return logits[0], flow

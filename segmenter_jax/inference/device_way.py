@@ -29,7 +29,7 @@ from segmenter_jax.models.layers import to_compute_type
 from segmenter_jax.models.params import abstract_params
 
 # Windows at a time on each device, where the settings leave it open. Simulated devices share cores.
-_WINDOWS, _CPU_WINDOWS = 8, 1
+WINDOWS, _CPU_WINDOWS = 8, 1
 
 # Slots that the pool begins with, on each device. Six scales and flips of 2048 x 1024 pixels, in
 # windows of 768 with stride 512, are 126 windows.
@@ -111,7 +111,7 @@ class DeviceWay:
         self.split, self.split_tiles = (NamedSharding(mesh, s) for s in (SPLIT, SPLIT_TILES))
         self.grid = patch_grid((settings.window, settings.window), c.patch_size)
         self.tiling = Tiling(settings.window, settings.stride, c.patch_size, on_cpu)
-        windows = mesh.size * (_CPU_WINDOWS if on_cpu else _WINDOWS)
+        windows = mesh.size * (_CPU_WINDOWS if on_cpu else WINDOWS)
         self.batch_size = round_up(settings.batch_size or windows, mesh.size)
         self.slots = max(_SLOTS, 4 * self.batch_size // mesh.size)
         self._settings, self._on_cpu = settings, on_cpu
@@ -146,7 +146,9 @@ class DeviceWay:
         share = max(min(share, most), 1)
         gathered = versions * self.mesh.size * math.prod(self.tiling.capacity)
         most = _CALL_BYTES // (4 * num_classes * (2 * pixels + gathered))
-        group = max(n for n in range(1, share + 1) if share % n == 0 and n <= max(most, 1))
+        group = max(min(share, most), 1)
+        # Whole groups only.
+        share -= share % group
         return share * self.mesh.size, {
             "mesh": self.mesh,
             "group": group,

@@ -59,7 +59,8 @@ def forward(
     def local(pool, params, windows, slots):
         logits = model.apply({"params": params}, normalize(windows, None, mean, std))
         logits = logits.reshape(len(slots), *pool.shape[1:])
-        return pool.at[slots].set(logits, mode="drop"), slots[:1]
+        done = slots[:1]
+        return pool.at[slots].set(logits, mode="drop"), done
 
     specs = (SPLIT, jax.P(), SPLIT, SPLIT)
     program = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)

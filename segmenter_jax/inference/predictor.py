@@ -49,6 +49,7 @@ class Predictor:
         self.description = description
         self._devices = devices
         self.model = Segmenter(description.model)
+        self._engines: dict[InferenceSettings, SlidingWindow] = {}
         self.params = self.engine().place(params)
 
     @property
@@ -63,13 +64,12 @@ class Predictor:
 
     def engine(self, **overrides: Any) -> SlidingWindow:
         """The inference engine with the model's settings, or others: see `InferenceSettings.of`."""
-        return SlidingWindow(
-            self.model,
-            InferenceSettings.of(self.description, **overrides),
-            mean=self.description.mean,
-            std=self.description.std,
-            devices=self._devices,
-        )
+        d, settings = self.description, InferenceSettings.of(self.description, **overrides)
+        if settings not in self._engines:
+            self._engines[settings] = SlidingWindow(
+                self.model, settings, mean=d.mean, std=d.std, devices=self._devices
+            )
+        return self._engines[settings]
 
     def predict(self, pictures: Picture | Iterable[Picture], **overrides: Any) -> Any:
         """Class ids of one picture or of several.

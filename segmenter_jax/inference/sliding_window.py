@@ -115,9 +115,11 @@ class SlidingWindow:
                 return leaf.addressable_data(0)
             return leaf
 
-        placed = jax.device_put(jax.tree.map(local, params), self._replicated)
+        params = jax.tree.map(local, params)
         dtype = self.model.config.compute_dtype(self.model.mesh)
-        return placed if dtype == "float32" else _to_compute_type(placed, dtype)
+        # Cast before they are copied to several devices.
+        params = params if dtype == "float32" else _to_compute_type(params, dtype)
+        return jax.device_put(params, self._replicated)
 
     def versions(self, example: Example) -> Iterator[tuple[np.ndarray, bool]]:
         """The scaled and flipped versions of an example's image; see `image_versions`."""

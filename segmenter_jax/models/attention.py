@@ -140,18 +140,24 @@ def _probe(
     name: str, shape: tuple[int, int, int], dtype: jnp.dtype, mesh: jax.sharding.Mesh
 ) -> str | None:
     rng = np.random.default_rng(0)
-    # No more heads than fill a kernel's block: kernels are chosen by length and head size.
-    heads = math.gcd(shape[1], max(128 // shape[2], 1))
+    # No more heads than fill a kernel's block of 128 columns; where they fill no whole blocks, a
+    # block has all of them.
+    fitting = max(128 // shape[2], 1)
+    heads = shape[1] if shape[1] % fitting else fitting
     inputs = [rng.normal(size=(1, shape[0], heads, shape[2])).astype(dtype) for _ in range(4)]
     place = jax.NamedSharding(mesh, jax.P())
     program = jax.jit(functools.partial(_outputs, name, mesh), in_shardings=place)
+    # Compilers raise anything; the reason is handed on.
     try:
         # Ahead of time, so that it also runs while another function is being traced.
         compiled = program.lower(*inputs).compile()
-        if not is_present(mesh.devices.flat[0]):
-            return None
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    if not is_present(mesh.devices.flat[0]):
+        return None
+    try:
         actual = jax.device_get(compiled(*inputs))
-    except Exception as error:  # Compilers raise anything; the reason is handed on.
+    except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
         return f"{type(error).__name__}: {first_line(error)}"

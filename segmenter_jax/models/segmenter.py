@@ -22,7 +22,7 @@ class Segmenter(nn.Module):
     Attributes:
       config: the network.
       mesh: the devices that it runs on, the batch split over all axes; they decide what "auto"
-        means in the config. None leaves them to JAX.
+        means in the config. None leaves them to JAX; kernels of attention then work on one only.
     """
 
     config: SegmenterConfig

@@ -8,6 +8,7 @@ patches. Memory is one block plus one gradient of the size of the patch logits.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -128,22 +129,10 @@ def _scan_rows(
     The outer loop runs over pairs of neighbouring rows of patches, each upsampled to the columns of
     pixels once; the inner one over blocks of the pixel rows between their centres.
     """
-    batch, _, columns, num_classes = logits.shape
-    to_pixels = jnp.asarray(
-        resize_matrix(columns, columns * patch_size)[: label.shape[2]], jnp.float32
-    )
-    # The pixels of a row of all images are the fastest axes: sums over classes and over rows then
-    # add whole vectors. Those of a TPU have eight rows.
-    line = batch * len(to_pixels)
-    line = (8, line // 8) if platform == "tpu" and line % 8 == 0 else (1, line)
+    batch, num_classes = logits.shape[0], logits.shape[-1]
+    line = _line(batch * label.shape[2], platform)
+    upsampled, folded = _columns(logits, label.shape[2], patch_size, line)
     patches = jnp.pad(logits.transpose(1, 3, 0, 2), ((1, 1), *[(0, 0)] * 3), mode="edge")
-
-    def upsampled(patches: jax.Array) -> jax.Array:
-        return _matmul("kbw,xw->kbx", patches, to_pixels).reshape(num_classes, *line)
-
-    def folded(pixels: jax.Array) -> jax.Array:
-        return _matmul("kbx,xw->kbw", pixels.reshape(num_classes, batch, -1), to_pixels)
-
     block_rows = _rows_per_block(4 * num_classes * math.prod(line), patch_size, platform)
     labels = _split_rows(label, len(patches) - 1, patch_size, block_rows, ignore_label)
     labels = labels.reshape(*labels.shape[:3], *line)
@@ -155,7 +144,7 @@ def _scan_rows(
         known, weight = _known(block_label[:, None], class_weights, ignore_label)
         weight = weight.astype(jnp.float32)
         pixels = upper + below * step
-        value, exponential, normaliser = _value(pixels, known, weight)
+        value, exponential, normaliser = _value(pixels, known, weight, platform)
         loss += value
         if with_gradient:
             d_pixels = _gradient(exponential, normaliser, known, weight)
@@ -182,6 +171,32 @@ def _scan_rows(
     return loss, _fold_edges(gradient).transpose(2, 0, 3, 1)
 
 
+def _line(pixels: int, platform: str) -> tuple[int, int]:
+    """Shape that a row of pixels of all images has.
+
+    It is the fastest axes of every array here: sums over classes and over rows add whole vectors,
+    and those of a TPU have eight rows.
+    """
+    return (8, pixels // 8) if platform == "tpu" and pixels % 8 == 0 else (1, pixels)
+
+
+def _columns(
+    logits: jax.Array, width: int, patch_size: int, line: tuple[int, int]
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+    """Upsamples a row of patches (K, B, w) to the columns of pixels (K, *line); its transpose."""
+    batch, _, columns, num_classes = logits.shape
+    matrix = resize_matrix(columns, columns * patch_size)[:width]
+    to_pixels = jnp.asarray(matrix, jnp.float32)
+
+    def upsampled(patches: jax.Array) -> jax.Array:
+        return _matmul("kbw,xw->kbx", patches, to_pixels).reshape(num_classes, *line)
+
+    def folded(pixels: jax.Array) -> jax.Array:
+        return _matmul("kbx,xw->kbw", pixels.reshape(num_classes, batch, width), to_pixels)
+
+    return upsampled, folded
+
+
 def _split_rows(
     label: jax.Array, pairs: int, patch_size: int, block_rows: int, fill: int
 ) -> jax.Array:
@@ -204,13 +219,14 @@ def _shares(patch_size: int, block_rows: int) -> jax.Array:
 
 
 def _value(
-    pixels: jax.Array, label: jax.Array, weight: jax.Array
+    pixels: jax.Array, label: jax.Array, weight: jax.Array, platform: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Loss of each column of pixels, and what the gradient needs of the softmax.
 
     Args:
       pixels: (rows, K, ...), the columns of pixels last.
       label, weight: (rows, 1, ...).
+      platform: see `models.placement.platform_of`.
 
     Returns:
       loss: (...), summed over rows.
@@ -219,8 +235,13 @@ def _value(
     peak = pixels.max(axis=1, keepdims=True)
     exponential = jnp.exp(pixels - peak)
     normaliser = exponential.sum(axis=1, keepdims=True)
-    # A look-up, unlike in the plain form: nothing differentiates through this one.
-    picked = jnp.take_along_axis(pixels, label, axis=1)
+    if platform == "cpu":
+        # A look-up, unlike in the plain form: nothing differentiates through this one.
+        picked = jnp.take_along_axis(pixels, label, axis=1)
+    else:
+        # Accelerators would write all pixels down for it.
+        is_label = label == jnp.arange(pixels.shape[1])[:, None, None]
+        picked = jnp.where(is_label, pixels, 0).sum(axis=1, keepdims=True)
     loss = (weight * (jnp.log(normaliser) + peak - picked)).sum(axis=(0, 1))
     return loss, exponential, normaliser
 
