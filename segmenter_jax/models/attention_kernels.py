@@ -9,10 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Name, in `jax.ad_checkpoint`, of attention's output and what else its backward pass needs of it.
-KEPT = "attended"
-
-# The primitive whose results are that for cuDNN, which names nothing.
+# The primitive whose results cuDNN's backward pass needs; `jax.checkpoint` knows no name of them.
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 
 einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -114,7 +111,6 @@ def _splash(
     kernel = splash_attention_kernel.make_splash_mha_single_device(
         splash_attention_mask.MultiHeadMask([full] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{n}": block for n in names}),
-        residual_checkpoint_name=KEPT,
         interpret=interpret,
     )
     # Padding forms a segment of its own: no real token sees it.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from segmenter_jax.models.attention import attention, attention_weights
-from segmenter_jax.models.attention_kernels import CUDNN_FORWARD, KEPT
+from segmenter_jax.models.attention_kernels import CUDNN_FORWARD
 from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, gelu
 from segmenter_jax.models.placement import Placement, platform_of
 
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         # Parameters are made with a batch of 1, which is not split over devices.
         implementation = "xla" if self.is_initializing() else self.config.attention
         y = attention(query, key, value, implementation, self.config.mesh)
-        y = checkpoint_name(y.reshape(batch, length, width), KEPT)
+        y = checkpoint_name(y.reshape(batch, length, width), "attended")
 
         kernel, bias = KernelBias((heads, head_dim, width), (width,), name="out")()
         kernel = kernel.reshape(width, width)
@@ -195,7 +195,7 @@ def checkpoint_options(remat: bool, mesh: Placement) -> dict[str, Any] | None:
     policies = jax.checkpoint_policies
     return {
         "policy": policies.save_from_both_policies(
-            policies.save_only_these_names("projected", KEPT, "hidden"),
+            policies.save_only_these_names("projected", "attended", "hidden"),
             lambda primitive, *_, **__: primitive.name == CUDNN_FORWARD,
         )
     }

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from segmenter_jax.models import attention as module
-from segmenter_jax.models import tpu_attention
+from segmenter_jax.models import tpu_attention, transformer
 from segmenter_jax.models.attention import attention, attention_weights, probe
-from segmenter_jax.models.attention_kernels import KERNELS
+from segmenter_jax.models.attention_kernels import CUDNN_FORWARD, KERNELS
+from tests.tiny import tiny_network
 
 
 def random_inputs(length=37, heads=3, head_dim=16, batch=2, dtype=np.float32):
@@ -220,6 +221,44 @@ def test_auto_takes_the_fused_kernel_that_works(
     monkeypatch.setattr(module, "platform_of", lambda mesh: platform)
     assert module.choose.__wrapped__(shape, jnp.dtype(dtype), None) == chosen
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize("heads, expected", [(3, 3), (6, 2), (16, 2), (1, 1)])
+def test_the_probed_kernel_has_the_blocks_of_the_one_that_runs(monkeypatch, heads, expected):
+    shapes = []
+
+    def kernel(query, key, value):
+        shapes.append(query.shape)
+        return KERNELS["xla"](query, key, value)
+
+    monkeypatch.setitem(KERNELS, "resident", kernel)
+    assert probe("resident", (5, heads, 64), jnp.dtype("float32")) is None
+    # Of 128 columns, or of all where these fill no whole blocks.
+    assert {shape[2] for shape in shapes} == {expected}
+
+
+def test_a_kernel_that_does_not_compile_is_refused_whatever_the_compiler_says(monkeypatch):
+    def too_large(query, key, value):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in vmem")
+
+    monkeypatch.setitem(KERNELS, "splash", too_large)
+    assert "vmem" in probe("splash", (33, 2, 8), jnp.dtype("float32"))
+
+
+def test_the_backward_pass_of_a_block_runs_cudnn_once(monkeypatch):
+    # Traced and not run: the library need not be there.
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(module, "probe", lambda *arguments: None)
+    monkeypatch.setattr(transformer, "platform_of", lambda mesh: "gpu")
+    config = tiny_network(attention="cudnn", dtype="bfloat16").encoder_block()
+    x = jnp.zeros((2, 17, 64), jnp.bfloat16)
+    params = transformer.Block(config, 0.0).init(jax.random.key(0), x, True)
+    block = transformer.block_class(False, None)(config, 0.0)
+    gradient = jax.grad(lambda params: block.apply(params, x, True).astype(jnp.float32).sum())
+    traced = str(jax.make_jaxpr(gradient)(params))
+    for name in (CUDNN_FORWARD, CUDNN_FORWARD.replace("fwd", "bwd")):
+        assert traced.count(name) == 1
 
 
 def test_errors_name_the_choice():
