@@ -7,6 +7,7 @@ compiler's estimate.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from segmenter_jax.benchmark import estimate, flops
@@ -18,6 +19,7 @@ from segmenter_jax.benchmark.collectives import (
 from segmenter_jax.benchmark.hlo import Instruction
 from segmenter_jax.benchmark.measure import Result
 from segmenter_jax.benchmark.plan_programs import Compiled, Programs
+from segmenter_jax.models.params import abstract_params
 from segmenter_jax.runtime.errors import first_line
 
 # Share of the memory left for batches on their way to the device, small programs, and gaps.
@@ -25,11 +27,12 @@ RESERVE = 0.05
 
 
 def plan(parts: Programs) -> Result:
-    """Compiles both programs and says what they are.
+    """Compiles all programs and says what they are.
 
     Returns:
-      A tree of JSON types: `recipe`, `step`, `evaluation`, each of these two with its memory and,
-      where the compiler estimates, its times, or the `problem` that it does not fit or compile for.
+      A tree of JSON types: `recipe`, `step`, `evaluation` and `merging`, each of these three with
+      its memory and, where the compiler estimates, its times, or the `problem` that it does not fit
+      or compile for.
     """
     config, mesh = parts.config, parts.train.mesh
     model = parts.description.model
@@ -53,6 +56,7 @@ def plan(parts: Programs) -> Result:
     # Evaluation has a copy of the parameters, whole and in the compute type.
     held = result["step"].get("memory", {}).get("arguments", 0)
     result["evaluation"] = plan_evaluation(parts, held)
+    result["merging"] = plan_merging(parts, held + result["evaluation"].get("params", 0))
     return result
 
 
@@ -87,7 +91,19 @@ def plan_evaluation(parts: Programs, held: int) -> Result:
     window = dataclasses.replace(model, image_size=(parts.settings.window,) * 2)
     work = sum(flops.forward_flops(window).values())
     result["gflops_per_image"] = work / 1e9
+    itemsize = jnp.dtype(model.compute_dtype(parts.train.mesh)).itemsize
+    result["params"] = itemsize * sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
     return result | _times(program, parts, parts.windows, 1, work)
+
+
+def plan_merging(parts: Programs, held: int) -> Result:
+    """The merging of one device's windows to class ids, beside `held` bytes of states."""
+    try:
+        compiled = parts.merging()
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        return _problem(error)
+    result = _memory(compiled, parts.topology.spec.memory_gib, held)
+    return result | _times(compiled.instructions(), parts, parts.windows, 1, 0)
 
 
 def _problem(error: Exception) -> Result:

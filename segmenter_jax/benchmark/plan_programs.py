@@ -1,6 +1,7 @@
 """What a config computes on devices that are not there: its programs, compiled and not run."""
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -79,11 +80,18 @@ class Programs:
 
     def evaluation(self) -> Compiled:
         """The forward pass of one device's windows, into its pool of logits."""
+        return _compiled(self._engine.way.lower_programs()["forward"])
+
+    def merging(self) -> Compiled:
+        """What makes class ids of one device's pool of logits."""
+        return _compiled(self._engine.way.lower_programs()["tiles"])
+
+    @functools.cached_property
+    def _engine(self) -> SlidingWindow:
         d = self.description
         settings = dataclasses.replace(self.settings, batch_size=self.windows)
         device = self.topology.devices[:1]
-        engine = SlidingWindow(self.train.model, settings, mean=d.mean, std=d.std, devices=device)
-        return _compiled(engine.way.lower_programs()["forward"])
+        return SlidingWindow(self.train.model, settings, mean=d.mean, std=d.std, devices=device)
 
 
 def programs(

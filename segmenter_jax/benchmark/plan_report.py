@@ -9,7 +9,7 @@ from segmenter_jax.benchmark.estimate import KERNEL_RATE
 from segmenter_jax.benchmark.measure import Result
 from segmenter_jax.runtime.tables import align
 
-_PROGRAMS = {"step": "training step", "evaluation": "evaluation"}
+_PROGRAMS = {"step": "training step", "evaluation": "evaluation", "merging": "its merging"}
 
 
 def describe_plan(plan: Result) -> str:

@@ -27,6 +27,7 @@ from segmenter_jax.models import Segmenter
 from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.layers import to_compute_type
 from segmenter_jax.models.params import abstract_params
+from segmenter_jax.models.placement import platform_of
 
 # Windows at a time on each device, where the settings leave it open. Simulated devices share cores.
 WINDOWS, _CPU_WINDOWS = 8, 1
@@ -105,7 +106,7 @@ class DeviceWay:
           model, settings, mean, std: see `SlidingWindow`.
           mesh: of one axis, `pool.AXIS`.
         """
-        c, on_cpu = model.config, mesh.devices.flat[0].platform == "cpu"
+        c, on_cpu = model.config, platform_of(mesh) == "cpu"
         self.config, self.mesh = c, mesh
         self.network = {"mesh": mesh, "model": model, "mean": mean, "std": std}
         self.split, self.split_tiles = (NamedSharding(mesh, s) for s in (SPLIT, SPLIT_TILES))
@@ -119,13 +120,7 @@ class DeviceWay:
     def results(
         self, params: Any, batches: Iterable[list[Window]], outputs: tuple[str, ...], top_k: int
     ) -> Iterator[tuple[CutImage, Maps]]:
-        """Images and their maps, in order.
-
-        Args:
-          params: the tree under "params", on the devices.
-          batches: up to `batch_size` windows each, in the order of their images.
-          outputs, top_k: see `SlidingWindow.predict`.
-        """
+        """See `HostWay.results`; parameters are on all devices of the mesh."""
         run = _Run(self, params, outputs, top_k)
         # The devices compute, and send, while more is cut.
         for pieces, maps in read_ahead(run.calls(batches), QUEUED):

@@ -25,13 +25,13 @@ from segmenter_jax.inference.pool import AXIS
 from segmenter_jax.inference.windows import Example, batches
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.layers import to_compute_type
+from segmenter_jax.models.placement import platform_of
 
 _to_compute_type = jax.jit(to_compute_type, static_argnames="dtype")
 
 
-def _way_for(devices: Sequence[jax.Device]) -> type[HostWay | DeviceWay]:
-    alone_on_cpu = len(devices) == 1 and devices[0].platform == "cpu"
-    return HostWay if alone_on_cpu else DeviceWay
+def _way_for(mesh: Mesh) -> type[HostWay | DeviceWay]:
+    return HostWay if mesh.size == 1 and platform_of(mesh) == "cpu" else DeviceWay
 
 
 class SlidingWindow:
@@ -63,7 +63,7 @@ class SlidingWindow:
         self.model = model = model.clone(mesh=mesh)
         self._replicated = NamedSharding(mesh, jax.P())
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
-        self.way = _way_for(devices)(model, settings, mean, std, mesh)
+        self.way = _way_for(mesh)(model, settings, mean, std, mesh)
 
     def predict(
         self,

@@ -25,7 +25,9 @@ from segmenter_jax.models.placement import (
     one_device,
     per_device,
     platform_of,
+    spans_processes,
 )
+from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 
@@ -113,12 +115,15 @@ def choose(shape: tuple[int, int, int], dtype: jnp.dtype, mesh: Placement) -> st
     return "xla"
 
 
+@functools.lru_cache
 def probe(
     name: str, shape: tuple[int, int, int], dtype: jnp.dtype, mesh: Placement = None
 ) -> str | None:
     """Compiles an implementation, forward and backward; runs and checks it where the device is.
 
-    What is compiled is small, and kept between starts with all other programs.
+    What is compiled is small, and kept between starts with all other programs. Where processes
+    share the mesh each of them probes, and it works if it does in all of them, since they have to
+    compile the same programs.
 
     Args:
       name: one of `IMPLEMENTATIONS` but "auto".
@@ -132,7 +137,14 @@ def probe(
     Raises:
       jax.errors.JaxRuntimeError: the device's memory is full, which says nothing about the kernel.
     """
-    return _probe(name, shape, dtype, one_device(mesh))
+    problem = _probe(name, shape, dtype, one_device(mesh))
+    if spans_processes(mesh):
+        # Computed now, although a function is being traced.
+        with jax.ensure_compile_time_eval():
+            failed = processes.maximum(int(problem is not None))
+        if failed and problem is None:
+            return "another process found that it does not work there"
+    return problem
 
 
 @functools.lru_cache

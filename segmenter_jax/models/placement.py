@@ -44,6 +44,14 @@ def is_present(device: jax.Device) -> bool:
         return False
 
 
+def spans_processes(mesh: Placement) -> bool:
+    """Whether several processes, of which this is one, run programs on a mesh."""
+    if mesh is None:
+        return False
+    devices = [*mesh.devices.flat]
+    return len({d.process_index for d in devices}) > 1 and any(map(is_present, devices))
+
+
 def per_device(function: Callable[..., Any], mesh: Placement) -> Callable[..., Any]:
     """Makes every device apply a function to its share of the batch.
 

@@ -99,7 +99,18 @@ def test_a_plan_says_what_fits_and_what_is_sent(planned):
     # Gradients are summed once; bfloat16 halves some of it.
     assert 0.4 < step["collectives"]["sent_over_minimum"] <= 1.01
     assert step["collectives"]["all-gather_count"] == 0
-    assert re.search(r"FACT: the compiled programs(.*\n)+fits +yes +yes\n", text)
+    assert re.search(r"FACT: the compiled programs(.*\n)+fits +yes +yes +yes\n", text)
+
+
+@needs_libtpu
+def test_a_plan_tells_the_memory_of_merging_beside_the_train_state(planned):
+    _, result = planned
+    step, forward, merging = (result[name] for name in ("step", "evaluation", "merging"))
+    held = forward["memory"]["train state"]
+    assert held == step["memory"]["arguments"]
+    assert merging["memory"]["train state"] == held + forward["params"]
+    assert merging["fits"] and 0 < merging["memory"]["results"] < merging["memory"]["arguments"]
+    assert merging["estimate"]["ms"] > 0
 
 
 @needs_libtpu

@@ -34,7 +34,7 @@ def engine(num_devices=1, way=DeviceWay, **settings):
     settings = {"window": 32, "stride": 24} | settings
     devices = jax.local_devices()[:num_devices]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sliding_window, "_way_for", lambda devices: way)
+        patch.setattr(sliding_window, "_way_for", lambda mesh: way)
         return SlidingWindow(PatchMeans(), InferenceSettings(**settings), devices=devices, **VIT)
 
 

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -128,6 +130,51 @@ def test_checkpoint_of_two_processes_is_gone_on_with_by_one(source, two, tmp_pat
     assert result.returncode == 0, result.stderr
     assert "resumed at step 8" in result.stderr
     assert_same_run(workdir, two, 1e-5)
+
+
+PROBES = """
+    import sys
+    from segmenter_jax.models import attention
+    from segmenter_jax.runtime import processes
+    from segmenter_jax.training import sharding
+
+    index = int(sys.argv[2])
+    processes.start(sys.argv[1], 2, index)
+    import jax
+
+    if index == 1:
+        attention._difference = lambda actual, inputs: "made to fail"
+    mesh, found = sharding.make_mesh(1), []
+
+    @jax.jit
+    def traced(x):
+        found.append(attention.probe("xla", (4, 2, 8), x.dtype, mesh))
+        return x
+
+    jax.block_until_ready(traced(1.0))
+    print("found", found)
+"""
+
+
+def test_a_kernel_that_fails_in_one_process_is_taken_by_none():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    code = textwrap.dedent(PROBES)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(index)],
+            cwd=ROOT,
+            env=environment(2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert "found ['another process found that it does not work there']" in said[0]
+    assert "found ['made to fail']" in said[1]
 
 
 @pytest.mark.slow
