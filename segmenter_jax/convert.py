@@ -70,8 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--position_method",
         choices=get_args(Method),
-        default="bicubic",
-        help="how position embeddings are resized (default: bicubic, as the reference; "
+        default="bilinear",
+        help="how position embeddings are resized (default: bilinear, as the reference; "
         "corner_linear is the original Google code's)",
     )
     add("--window", type=int, help="side of sliding windows, in pixels")

@@ -26,6 +26,7 @@ def golden_config(name: str, **overrides: Any) -> SegmenterConfig:
         "decoder": "linear" if linear else "mask",
         "drop_path_rate": 0.0,
         "decoder_dropout_rate": 0.0,
+        "decoder_attention_dropout_rate": 0.0,
     }
     return SegmenterConfig(**(fields | overrides))
 

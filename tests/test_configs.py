@@ -17,15 +17,15 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
 
 # Classes, crop, encoder width and depth, decoder, extra tokens, steps: as in the paper's table.
 PAPER = {
-    "ade20k_vitti16": (150, 512, 192, 12, "mask", 1, 160_000),
-    "ade20k_vits16": (150, 512, 384, 12, "mask", 1, 160_000),
-    "ade20k_vitb16": (150, 512, 768, 12, "mask", 1, 160_000),
-    "ade20k_vitl16": (150, 640, 1024, 24, "mask", 1, 160_000),
-    "ade20k_vitb8_linear": (150, 512, 768, 12, "linear", 1, 160_000),
-    "ade20k_deitb16": (150, 512, 768, 12, "mask", 2, 160_000),
-    "ade20k_deitb16_linear": (150, 512, 768, 12, "linear", 2, 160_000),
-    "pascal_context_vitl16": (60, 480, 1024, 24, "mask", 1, 79_936),
-    "cityscapes_vitl16": (19, 768, 1024, 24, "mask", 1, 80_325),
+    "ade20k_vitti16": (150, 512, 192, 12, "mask", 1, 161_728),
+    "ade20k_vits16": (150, 512, 384, 12, "mask", 1, 161_728),
+    "ade20k_vitb16": (150, 512, 768, 12, "mask", 1, 161_728),
+    "ade20k_vitl16": (150, 640, 1024, 24, "mask", 1, 161_728),
+    "ade20k_vitb8_linear": (150, 512, 768, 12, "linear", 1, 161_728),
+    "ade20k_deitb16": (150, 512, 768, 12, "mask", 2, 161_728),
+    "ade20k_deitb16_linear": (150, 512, 768, 12, "linear", 2, 161_728),
+    "pascal_context_vitl16": (60, 480, 1024, 24, "mask", 1, 80_128),
+    "cityscapes_vitl16": (19, 768, 1024, 24, "mask", 1, 80_352),
 }
 
 

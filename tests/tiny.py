@@ -17,5 +17,6 @@ def tiny_network(**overrides: Any) -> SegmenterConfig:
         "decoder_depth": 1,
         "drop_path_rate": 0.0,
         "decoder_dropout_rate": 0.0,
+        "decoder_attention_dropout_rate": 0.0,
     }
     return SegmenterConfig(**(fields | overrides))

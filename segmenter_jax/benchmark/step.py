@@ -51,7 +51,9 @@ class StepSettings:
             photometric=self.photometric,
             grad_accum_steps=self.grad_accum_steps,
         )
-        optimizer = make_optimizer("sgd", momentum=0.9, weight_decay=0.0, clip_norm=None)
+        optimizer = make_optimizer(
+            "sgd", momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None
+        )
         return TrainProgram(
             Segmenter(config), optimizer, optax.constant_schedule(1e-3), options, mesh
         )

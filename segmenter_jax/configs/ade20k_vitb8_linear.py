@@ -9,7 +9,7 @@ from segmenter_jax.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """ADE20K recipe of the paper: 160k steps of batch 8, crops of 512 pixels."""
+    """ADE20K recipe of the paper: 161,728 steps of batch 8, crops of 512 pixels."""
     config = common.get_config()
     config.model.variant = "B/8"
     config.model.decoder = "linear"

@@ -9,9 +9,9 @@ from segmenter_jax.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Cityscapes recipe of the paper: 216 epochs of batch 8, crops of 768 pixels."""
+    """Cityscapes recipe of the paper: 216 epochs of 372 batches of 8, crops of 768 pixels."""
     config = common.get_config()
-    config.total_steps = 216 * 2975 // 8
+    config.total_steps = 216 * 372
     config.init_from = "augreg/L_16"
     config.model.variant = "L/16"
     config.dataset.name = "cityscapes"

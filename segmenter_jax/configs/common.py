@@ -12,7 +12,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Defaults: Seg-Ti-Mask/16 with the paper's ADE20K recipe."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # Of parameters, data order, augmentation and dropout.
-    config.total_steps = 160_000  # Length of the run.
+    # Length of the run: 64 epochs of the 20,210 images of ADE20K, each with a last, short batch.
+    config.total_steps = 64 * 2527
     config.batch_size = 8  # Global batch.
     # Parts a batch is processed in: less memory, same gradient but for other draws of dropout.
     config.grad_accum_steps = 1
@@ -22,6 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights to start from: model directory, .npz, .pth, .safetensors, https:// or gs:// address of
     # one, or a name such as "augreg/B_16".
     config.init_from = ""
+    # How its position embeddings are resized to the crop: "bilinear" as the reference does,
+    # "bicubic", or "corner_linear" as Google's own code.
+    config.position_method = "bilinear"
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = "Ti/16"  # Ti, S, B or L, and the patch size.
@@ -30,10 +34,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_heads = placeholder(int)  # Replaces the variant's number of heads.
     config.model.distilled = False  # DeiT's distillation token.
     config.model.dropout_rate = 0.0  # Of the encoder.
+    config.model.attention_dropout_rate = 0.0  # Of the encoder's attention weights.
     config.model.drop_path_rate = 0.1  # Of the encoder's last layer; grows linearly up to it.
     config.model.decoder = "mask"  # "mask" or "linear".
     config.model.decoder_depth = 2  # Layers of the mask decoder.
     config.model.decoder_dropout_rate = 0.1  # Of the mask decoder.
+    # Of its attention weights. No fused kernel for GPUs has it: there 0 is faster.
+    config.model.decoder_attention_dropout_rate = 0.1
     config.model.decoder_drop_path_rate = 0.0  # Of the mask decoder.
     config.model.layer_norm_eps = 1e-5  # 1e-6 in Google's ViT code, 1e-5 in the reference.
     config.model.gelu = "exact"  # "tanh" in Google's ViT code, "exact" in the reference.
@@ -74,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.power = 0.9  # Of the polynomial schedule.
     config.optimizer.warmup_steps = 0  # Of the cosine schedule.
     config.optimizer.momentum = 0.9  # Of SGD.
+    config.optimizer.nesterov = True  # Of SGD, as in the reference.
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = placeholder(float)  # Bound of the gradient norm; None: none.
     config.optimizer.layer_decay = 1.0  # Learning rate of an encoder layer over that of the next.

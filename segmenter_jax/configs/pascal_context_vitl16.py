@@ -9,10 +9,10 @@ from segmenter_jax.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Pascal Context recipe of the paper: 256 epochs of batch 16, crops of 480 pixels."""
+    """Pascal Context recipe of the paper: 256 epochs of 313 batches of 16, crops of 480 pixels."""
     config = common.get_config()
     config.batch_size = 16
-    config.total_steps = 256 * 4996 // 16
+    config.total_steps = 256 * 313
     config.init_from = "augreg/L_16"
     config.model.variant = "L/16"
     config.dataset.name = "pascal_context"

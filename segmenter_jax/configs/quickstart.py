@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_heads = 4
     config.model.drop_path_rate = 0.0
     config.model.decoder_dropout_rate = 0.0
+    config.model.decoder_attention_dropout_rate = 0.0
 
     config.dataset.name = "shapes"
 

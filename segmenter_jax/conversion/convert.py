@@ -44,7 +44,7 @@ class ConvertOptions:
     layer_norm_eps: float | None = None
     gelu: str | None = None
     normalization: str | None = None
-    position_method: Method = "bicubic"
+    position_method: Method = "bilinear"
     window: int | None = None
     stride: int | None = None
     base_size: int | None = None
@@ -81,19 +81,20 @@ def load_init(
     source: os.PathLike | str,
     target: ModelDescription,
     seed: int,
+    position_method: Method = "bilinear",
 ) -> tuple[Params, dict[str, Any], Report]:
     """Starts training from a source of weights.
 
     Everything that fits is taken: the encoder always, the decoder where it is of the same kind.
     Parameters that depend on the number of classes are newly initialised if it differs. `target`
     decides how the model computes; if the source was trained with another `layer_norm_eps`, `gelu`
-    or normalisation, the report warns. Position embeddings are resized as in `convert` by default;
-    for another way, convert first and start from the model directory.
+    or normalisation, the report warns.
 
     Args:
       source: see `locate.locate`.
       target: the network to train, and how its images are normalised.
       seed: of newly initialised parameters.
+      position_method: how position embeddings are resized.
 
     Returns:
       Parameters on the host, where they come from (JSON values, with the sha256 of the source), and
@@ -104,7 +105,7 @@ def load_init(
     """
     config = target.model
     opened = open_source(source, Hints(config.num_heads, config.image_size))
-    given = {"position_method": ConvertOptions.position_method, "seed": seed}
+    given = {"position_method": position_method, "seed": seed}
     params, report = adapt(opened, config, **given)
     report.warnings += _normalization_warnings(opened, target)
     return params, _provenance(opened, given, report), report

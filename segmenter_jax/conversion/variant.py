@@ -38,6 +38,11 @@ _DECODER = {
     "dropout": "decoder_dropout_rate",
     "drop_path_rate": "decoder_drop_path_rate",
 }
+# One rate there, of tokens and of attention weights.
+_ATTENTION_RATES = {
+    "dropout_rate": "attention_dropout_rate",
+    "decoder_dropout_rate": "decoder_attention_dropout_rate",
+}
 _INFERENCE = {"im_size": "base_size", "window_size": "window", "window_stride": "stride"}
 _DECODERS = {"linear": "linear", "mask_transformer": "mask"}
 
@@ -67,6 +72,7 @@ def read_variant(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     net = _group(path, variant, "net_kwargs")
     decoder = _group(path, net, "decoder")
     fields = _renamed(net, _NET) | _renamed(decoder, _DECODER)
+    fields |= {both: fields[own] for own, both in _ATTENTION_RATES.items() if own in fields}
     fields["decoder"] = _DECODERS[_choice(path, decoder, "name", _DECODERS)]
     if isinstance(size := fields.get("image_size"), int):
         fields["image_size"] = (size, size)

@@ -1,6 +1,7 @@
 """Scaled dot-product attention behind one function.
 
-Implementations, all without mask and for any number of tokens:
+Implementations, all without mask and for any number of tokens; dropout of the weights is not in
+cudnn and splash:
   xla: matmul, softmax, matmul; keeps the (B, heads, T, T) weights for the backward pass.
   heads: one head at a time, weights recomputed in the backward pass; the least memory of what runs
     everywhere.
@@ -13,12 +14,13 @@ Implementations, all without mask and for any number of tokens:
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segmenter_jax.models.attention_kernels import KERNELS, UNSPLIT, einsum
+from segmenter_jax.models.attention_kernels import DROPPING, KERNELS, UNSPLIT, einsum
 from segmenter_jax.models.placement import (
     Placement,
     is_present,
@@ -27,6 +29,7 @@ from segmenter_jax.models.placement import (
     platform_of,
     spans_processes,
 )
+from segmenter_jax.models.random_masks import drop_weights
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
@@ -61,6 +64,8 @@ def attention(
     value: jax.Array,
     implementation: str = "auto",
     mesh: Placement = None,
+    seeds: jax.Array | None = None,
+    dropout_rate: float = 0.0,
 ) -> jax.Array:
     """Full (unmasked) multi-head attention.
 
@@ -68,6 +73,8 @@ def attention(
       query, key, value: (B, T, heads, head_dim), float32 or bfloat16.
       implementation: one of `IMPLEMENTATIONS`, explained at the top of this module.
       mesh: the devices that B is split over; None takes JAX's own choice.
+      seeds: uint32 (B, heads) of the weights' dropout; None for none.
+      dropout_rate: probability that a weight is dropped, where there are seeds.
 
     Returns:
       (B, T, heads, head_dim) in the dtype of `value`.
@@ -78,25 +85,33 @@ def attention(
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"{implementation=} is unknown; choose from {IMPLEMENTATIONS}")
     shape, dtype = query.shape[1:], jnp.dtype(query.dtype)
+    rate = 0.0 if seeds is None else dropout_rate
     if implementation == "auto":
-        implementation = choose(shape, dtype, mesh)
-    elif implementation in UNSPLIT and (problem := probe(implementation, shape, dtype, mesh)):
+        implementation = choose(shape, dtype, mesh, rate)
+    elif implementation in UNSPLIT and (problem := probe(implementation, shape, dtype, mesh, rate)):
         raise ValueError(
             f"attention {implementation=} does not work on {platform_of(mesh)} for "
             f"{dtype} {shape}: {problem}"
         )
-    kernel = KERNELS[implementation]
-    return (per_device(kernel, mesh) if implementation in UNSPLIT else kernel)(query, key, value)
+    kernel = _kernel(implementation, rate, mesh)
+    return kernel(query, key, value) if seeds is None else kernel(query, key, value, seeds)
+
+
+def _kernel(name: str, rate: float, mesh: Placement) -> Callable[..., jax.Array]:
+    kernel = functools.partial(KERNELS[name], rate=rate) if rate else KERNELS[name]
+    return per_device(kernel, mesh) if name in UNSPLIT else kernel
 
 
 @functools.lru_cache
-def choose(shape: tuple[int, int, int], dtype: jnp.dtype, mesh: Placement) -> str:
+def choose(
+    shape: tuple[int, int, int], dtype: jnp.dtype, mesh: Placement, dropout_rate: float = 0.0
+) -> str:
     """What "auto" means; the reason is logged once.
 
     Args:
       shape: (T, heads, head_dim).
       dtype: of query, key and value.
-      mesh: see `attention`.
+      mesh, dropout_rate: see `attention`.
     """
     platform = platform_of(mesh)
     if platform == "cpu":
@@ -107,7 +122,7 @@ def choose(shape: tuple[int, int, int], dtype: jnp.dtype, mesh: Placement) -> st
     elif platform in _FUSED:
         problems = []
         for name in _FUSED[platform]:
-            if (problem := probe(name, shape, dtype, mesh)) is None:
+            if (problem := probe(name, shape, dtype, mesh, dropout_rate)) is None:
                 logger.info("attention: %s for %s %s", "; ".join([name, *problems]), dtype, shape)
                 return name
             problems.append(f"not {name}: {problem}")
@@ -117,7 +132,11 @@ def choose(shape: tuple[int, int, int], dtype: jnp.dtype, mesh: Placement) -> st
 
 @functools.lru_cache
 def probe(
-    name: str, shape: tuple[int, int, int], dtype: jnp.dtype, mesh: Placement = None
+    name: str,
+    shape: tuple[int, int, int],
+    dtype: jnp.dtype,
+    mesh: Placement = None,
+    dropout_rate: float = 0.0,
 ) -> str | None:
     """Compiles an implementation, forward and backward; runs and checks it where the device is.
 
@@ -130,6 +149,7 @@ def probe(
       shape: (T, heads, head_dim).
       dtype: compute type.
       mesh: of one of its devices the program is made.
+      dropout_rate: of the weights.
 
     Returns:
       None if it works, else why it does not.
@@ -137,7 +157,9 @@ def probe(
     Raises:
       jax.errors.JaxRuntimeError: the device's memory is full, which says nothing about the kernel.
     """
-    problem = _probe(name, shape, dtype, one_device(mesh))
+    if dropout_rate and name not in DROPPING:
+        return "it has no dropout of attention weights (decoder_attention_dropout_rate)"
+    problem = _probe(name, shape, dtype, one_device(mesh), dropout_rate)
     if spans_processes(mesh):
         # Computed now, although a function is being traced.
         with jax.ensure_compile_time_eval():
@@ -149,7 +171,11 @@ def probe(
 
 @functools.lru_cache
 def _probe(
-    name: str, shape: tuple[int, int, int], dtype: jnp.dtype, mesh: jax.sharding.Mesh
+    name: str,
+    shape: tuple[int, int, int],
+    dtype: jnp.dtype,
+    mesh: jax.sharding.Mesh,
+    rate: float,
 ) -> str | None:
     rng = np.random.default_rng(0)
     # No more heads than fill a kernel's block of 128 columns; where they fill no whole blocks, a
@@ -157,45 +183,54 @@ def _probe(
     fitting = max(128 // shape[2], 1)
     heads = shape[1] if shape[1] % fitting else fitting
     inputs = [rng.normal(size=(1, shape[0], heads, shape[2])).astype(dtype) for _ in range(4)]
+    seeds = [rng.integers(0, 2**32, (1, heads), np.uint32)] if rate else []
     place = jax.NamedSharding(mesh, jax.P())
-    program = jax.jit(functools.partial(_outputs, name, mesh), in_shardings=place)
+    kernel = _kernel(name, rate, mesh)
+    program = jax.jit(functools.partial(_outputs, kernel), in_shardings=place)
     # Compilers raise anything; the reason is handed on.
     try:
         # Ahead of time, so that it also runs while another function is being traced.
-        compiled = program.lower(*inputs).compile()
+        compiled = program.lower(*inputs, *seeds).compile()
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     if not is_present(mesh.devices.flat[0]):
         return None
     try:
-        actual = jax.device_get(compiled(*inputs))
+        actual = jax.device_get(compiled(*inputs, *seeds))
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
         return f"{type(error).__name__}: {first_line(error)}"
-    return _difference(actual, inputs)
+    kept = np.ones((1, 1, 1, 1), np.float32)
+    if rate:
+        everywhere = np.ones((1, heads, shape[0], shape[0]), np.float32)
+        with jax.ensure_compile_time_eval():
+            kept = np.asarray(drop_weights(everywhere, seeds[0], rate))
+    return _difference(actual, inputs, kept)
 
 
-def _outputs(name: str, mesh: Placement, query, key, value, cotangent) -> tuple[jax.Array, ...]:
+def _outputs(kernel: Callable[..., jax.Array], query, key, value, cotangent, *seeds):
     """A kernel's output and gradients."""
-    out, backward = jax.vjp(per_device(KERNELS[name], mesh), query, key, value)
+    out, backward = jax.vjp(lambda *inputs: kernel(*inputs, *seeds), query, key, value)
     return out, *backward(cotangent)
 
 
-def _difference(actual: tuple[np.ndarray, ...], inputs: list[np.ndarray]) -> str | None:
+def _difference(
+    actual: tuple[np.ndarray, ...], inputs: list[np.ndarray], kept: np.ndarray
+) -> str | None:
     """How a kernel's output and gradients differ from the definition's; None if they do not."""
     query, key, value, d_out = (x.astype(np.float32) for x in inputs)
     scale = 1 / math.sqrt(query.shape[-1])
     weights = np.einsum("bthd,bshd->bhts", query, key) * scale
     weights = np.exp(weights - weights.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    d_weights = np.einsum("bthd,bshd->bhts", d_out, value)
+    d_weights = np.einsum("bthd,bshd->bhts", d_out, value) * kept
     d_scores = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True)) * scale
     expected = {
-        "output": np.einsum("bhts,bshd->bthd", weights, value),
+        "output": np.einsum("bhts,bshd->bthd", weights * kept, value),
         "dq": np.einsum("bhts,bshd->bthd", d_scores, key),
         "dk": np.einsum("bhts,bthd->bshd", d_scores, query),
-        "dv": np.einsum("bhts,bthd->bshd", weights, d_out),
+        "dv": np.einsum("bhts,bthd->bshd", weights * kept, d_out),
     }
     tolerance = 2e-2 if inputs[0].dtype.itemsize == 2 else 1e-4
     for (label, b), a in zip(expected.items(), actual, strict=True):

@@ -1,5 +1,8 @@
 """Implementations of full attention: functions of (B, T, heads, head_dim) arrays, without mask.
 
+Those of `DROPPING` also take `seeds`, uint32 (B, heads), and `rate`: dropout of the weights, see
+`random_masks.drop_weights`.
+
 Source of the scores' scale and of the softmax: Vaswani et al., "Attention Is All You Need", 2017.
 """
 
@@ -9,63 +12,88 @@ import math
 import jax
 import jax.numpy as jnp
 
+from segmenter_jax.models.random_masks import drop_weights
+
 # The primitive whose results cuDNN's backward pass needs; `jax.checkpoint` knows no name of them.
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 
 einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _xla(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _xla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    seeds: jax.Array | None = None,
+    rate: float = 0.0,
+) -> jax.Array:
     # Heads move out of the way first: XLA's CPU compiler is slow at the products otherwise.
     query, key, value = (x.swapaxes(1, 2) for x in (_scaled(query), key, value))
     scores = einsum("bhtd,bhsd->bhts", query, key)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value)
+    kept = _dropped(weights, seeds, rate).astype(value.dtype)
+    out = einsum("bhts,bhsd->bhtd", kept, value)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
+
+
+def _dropped(weights: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
+    return weights if seeds is None else drop_weights(weights, seeds, rate)
 
 
 def _scaled(query: jax.Array) -> jax.Array:
     return query * jnp.asarray(1 / math.sqrt(query.shape[-1]), query.dtype)
 
 
-@jax.custom_vjp
-def _one_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention of a scaled query; all (B, T, head_dim)."""
-    return _one_head_forward(query, key, value)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _one_head(
+    query: jax.Array, key: jax.Array, value: jax.Array, seeds: jax.Array | None, rate: float
+) -> jax.Array:
+    """Attention of a scaled query; all (B, T, head_dim) but `seeds`, (B,)."""
+    return _one_head_forward(query, key, value, seeds, rate)[0]
 
 
-def _one_head_forward(query, key, value):
+def _one_head_forward(query, key, value, seeds, rate):
     scores = einsum("btd,bsd->bts", query, key)
     peak = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - peak)
     normaliser = weights.sum(axis=-1, keepdims=True)
-    out = einsum("bts,bsd->btd", weights.astype(value.dtype), value) / normaliser
+    kept = _dropped(weights, seeds, rate).astype(value.dtype)
+    out = einsum("bts,bsd->btd", kept, value) / normaliser
     out = out.astype(value.dtype)
-    return out, (query, key, value, out, peak + jnp.log(normaliser))
+    return out, (query, key, value, seeds, out, peak + jnp.log(normaliser))
 
 
-def _one_head_backward(residuals, cotangent):
-    query, key, value, out, log_normaliser = residuals
+def _one_head_backward(rate, residuals, cotangent):
+    query, key, value, seeds, out, log_normaliser = residuals
     dtype = value.dtype
     weights = jnp.exp(einsum("btd,bsd->bts", query, key) - log_normaliser)
     # Softmax's gradient needs sum(weights * d_weights), which is the output times its cotangent.
     inner = (out * cotangent).astype(jnp.float32).sum(axis=-1, keepdims=True)
-    d_scores = weights * (einsum("btd,bsd->bts", cotangent, value) - inner)
-    weights, d_scores = weights.astype(dtype), d_scores.astype(dtype)
+    d_weights = _dropped(einsum("btd,bsd->bts", cotangent, value), seeds, rate)
+    d_scores = (weights * (d_weights - inner)).astype(dtype)
+    weights = _dropped(weights, seeds, rate).astype(dtype)
     return (
         einsum("bts,bsd->btd", d_scores, key).astype(dtype),
         einsum("bts,btd->bsd", d_scores, query).astype(dtype),
         einsum("bts,btd->bsd", weights, cotangent).astype(dtype),
+        None,
     )
 
 
 _one_head.defvjp(_one_head_forward, _one_head_backward)
 
 
-def _heads(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _heads(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    seeds: jax.Array | None = None,
+    rate: float = 0.0,
+) -> jax.Array:
     # The loop runs over heads, not samples: the batch may be split over devices.
     heads_first = (x.transpose(2, 0, 1, 3) for x in (_scaled(query), key, value))
-    out = jax.lax.map(lambda head: _one_head(*head), tuple(heads_first))
+    seeds = None if seeds is None else seeds.T
+    out = jax.lax.map(lambda head: _one_head(*head, rate), (*heads_first, seeds))
     return out.transpose(1, 2, 0, 3)
 
 
@@ -85,11 +113,17 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return out[:, :length]
 
 
-def _resident(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _resident(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    seeds: jax.Array | None = None,
+    rate: float = 0.0,
+) -> jax.Array:
     # Pallas takes a while to import.
     from segmenter_jax.models.tpu_attention import attention
 
-    return attention(query, key, value)
+    return attention(query, key, value, seeds, rate)
 
 
 def _splash(
@@ -130,3 +164,6 @@ KERNELS = {
 
 # Kernels that the compiler does not split over devices.
 UNSPLIT = ("cudnn", "resident", "splash")
+
+# Kernels with dropout of the weights.
+DROPPING = ("xla", "heads", "resident")

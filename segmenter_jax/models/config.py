@@ -37,9 +37,11 @@ class SegmenterConfig:
       mlp_dim: hidden width of the MLPs; None means 4 * width.
       in_channels: image channels.
       distilled: a distillation token follows the class token (DeiT).
-      dropout_rate, drop_path_rate: of the encoder; stochastic depth grows linearly with depth.
+      dropout_rate, attention_dropout_rate, drop_path_rate: of the encoder: of tokens, of attention
+        weights, and of stochastic depth, which grows linearly with depth.
       decoder: "mask" or "linear".
-      decoder_depth, decoder_dropout_rate, decoder_drop_path_rate: of the mask decoder.
+      decoder_depth, decoder_dropout_rate, decoder_attention_dropout_rate,
+        decoder_drop_path_rate: of the mask decoder.
       layer_norm_eps, gelu: what the weights were trained with; Google's 1e-6 and "tanh", the
         reference Segmenter's 1e-5 and "exact".
       dtype: compute type: "float32", "bfloat16", or "auto", which takes float32 on a CPU and
@@ -60,10 +62,12 @@ class SegmenterConfig:
     in_channels: int = 3
     distilled: bool = False
     dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
     drop_path_rate: float = 0.1
     decoder: Decoder = "mask"
     decoder_depth: int = 2
     decoder_dropout_rate: float = 0.1
+    decoder_attention_dropout_rate: float = 0.1
     decoder_drop_path_rate: float = 0.0
     layer_norm_eps: float = 1e-5
     gelu: Gelu = "exact"
@@ -137,6 +141,7 @@ class SegmenterConfig:
             num_heads=max(self.width // 64, 1),
             mlp_dim=4 * self.width,
             dropout_rate=self.decoder_dropout_rate,
+            attention_dropout_rate=self.decoder_attention_dropout_rate,
         )
 
     def compute_dtype(self, mesh: Placement = None) -> str:

@@ -60,6 +60,14 @@ def resize_position_embedding(
     return jnp.concatenate([extra, resized.reshape(1, -1, resized.shape[-1])], axis=1)
 
 
+def _bias_init(fan_in: int) -> initializers.Initializer:
+    """PyTorch's default of a convolution, which the reference leaves to the patch embedding."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
 class VisionTransformer(nn.Module):
     """ViT encoder over a padded image; returns normalised tokens, extra tokens first.
 
@@ -102,7 +110,8 @@ class VisionTransformer(nn.Module):
         kernel, bias = KernelBias(
             (c.patch_size, c.patch_size, channels, c.width),
             (c.width,),
-            initializers.lecun_normal(),
+            initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            _bias_init(c.patch_size**2 * channels),
             name="embedding",
         )()
         # The convolution of the checkpoints, whose patches do not overlap, is one matmul.
@@ -132,7 +141,9 @@ class VisionTransformer(nn.Module):
         # What is cast first is stacked, and sent between devices, at half the size.
         layers = [params[f"encoderblock_{i}"] for i in range(len(rates))]
         stacked = stack_layers([to_compute_type(x, config.dtype) for x in layers], self.mesh)
-        random = not deterministic and bool(config.dropout_rate or any(rates))
+        random = not deterministic and bool(
+            config.dropout_rate or config.attention_dropout_rate or any(rates)
+        )
         keys = jax.random.split(self.make_rng("dropout"), len(rates)) if random else None
 
         def body(x: jax.Array, layer: tuple[Any, jax.Array, jax.Array | None]):

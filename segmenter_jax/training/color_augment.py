@@ -69,20 +69,26 @@ def apply_colors(image: jax.Array, draw: ColorDraw) -> jax.Array:
       float32 (B, H, W, 3) in [0, 255].
     """
     per_sample = jax.tree.map(lambda value: value[:, None, None, None], draw)
-    image = jnp.clip(image + per_sample.brightness, 0.0, 255.0)
     one = jnp.ones_like(per_sample.contrast)
     before = jnp.where(per_sample.contrast_first, per_sample.contrast, one)
     after = jnp.where(per_sample.contrast_first, one, per_sample.contrast)
-    image = jnp.clip(image * before, 0.0, 255.0)
+    image = _levels(image + per_sample.brightness)
+    image = _levels(image * before)
     image = _shift_hsv(image, per_sample.saturation[..., 0], per_sample.hue[..., 0])
-    return jnp.clip(image * after, 0.0, 255.0)
+    return _levels(image * after)
+
+
+def _levels(image: jax.Array) -> jax.Array:
+    return jnp.floor(jnp.clip(image, 0.0, 255.0))
 
 
 def photometric_distortion(key: jax.Array, image: jax.Array) -> jax.Array:
     """Random brightness, contrast, saturation and hue, independently for each sample.
 
-    The reference works on uint8 and truncates after each operation, and its HSV has whole steps
-    (hue of 2 degrees); here everything stays float, so results differ from it by that rounding.
+    As in the reference an image has whole levels after each operation, which are cut off after
+    brightness and contrast and rounded after OpenCV's trip through HSV, whose hue and saturation
+    have whole steps as well. The reference makes that trip once for saturation and once for hue;
+    here it is one.
 
     Args:
       key: PRNG key.
@@ -100,15 +106,15 @@ def photometric_distortion(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def _shift_hsv(image: jax.Array, saturation: jax.Array, hue: jax.Array) -> jax.Array:
-    """Scales saturation and turns hue in one round trip through HSV.
+    """Scales saturation and turns hue in one round trip through 8-bit HSV.
 
     Args:
-      image: (B, H, W, 3) RGB in [0, 255].
+      image: (B, H, W, 3) RGB in [0, 255], whole levels.
       saturation: factors (B, 1, 1).
       hue: steps of 2 degrees (B, 1, 1).
 
     Returns:
-      (B, H, W, 3) RGB in [0, 255].
+      (B, H, W, 3) RGB in [0, 255], whole levels.
     """
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = image.max(axis=-1)
@@ -120,10 +126,13 @@ def _shift_hsv(image: jax.Array, saturation: jax.Array, hue: jax.Array) -> jax.A
         (green - blue) / safe,
         jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
     )
-    sextant = sextant + hue.astype(image.dtype) / 30.0
-    # Saturation is chroma / value, clipped to 1.
-    chroma = jnp.minimum(chroma * saturation, value)
+    sextant = (jnp.round(sextant * 30.0) + hue.astype(image.dtype)) / 30.0
+    # Saturation is chroma / value in 255 steps: rounded, scaled, and what is over cut off.
+    steps = jnp.round(255.0 * chroma / jnp.maximum(value, 1.0))
+    chroma = value * jnp.minimum(jnp.floor(steps * saturation), 255.0) / 255.0
     position = jnp.array([5.0, 3.0, 1.0], image.dtype) + sextant[..., None]
     position = position % 6.0
     ramp = jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
-    return value[..., None] - chroma[..., None] * ramp
+    shifted = jnp.round(value[..., None] - chroma[..., None] * ramp)
+    changes = (saturation != 1.0) | (hue != 0)
+    return jnp.where(changes[..., None], shifted, image)

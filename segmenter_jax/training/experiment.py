@@ -5,6 +5,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterator
+from typing import get_args
 
 import ml_collections
 import optax
@@ -17,6 +18,7 @@ from segmenter_jax.data.transforms import TrainTransform
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.resampling import Method
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
 from segmenter_jax.training.program import TrainProgram
@@ -95,6 +97,7 @@ def make_optimization(
     optimizer = optimizers.make_optimizer(
         o.name,
         momentum=o.momentum,
+        nesterov=o.nesterov,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
         layer_decay=o.layer_decay,
@@ -214,6 +217,8 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     """Checks numbers that are handed on without a check of their own."""
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"config.ema_decay must be in [0, 1), got {config.ema_decay}")
+    if (method := config.position_method) not in (choices := get_args(Method)):
+        raise ValueError(f"config.position_method={method!r} is unknown; choose from {choices}")
     for name, least in (
         ("total_steps", 1),
         ("optimizer.max_skipped_updates", 0),

@@ -138,6 +138,7 @@ def make_optimizer(
     name: str,
     *,
     momentum: float,
+    nesterov: bool,
     weight_decay: float,
     clip_norm: float | None,
     layer_decay: float = 1.0,
@@ -148,9 +149,10 @@ def make_optimizer(
     rate depends on the step alone, also after updates that were skipped.
 
     Args:
-      name: "sgd" (momentum, no Nesterov; coupled weight decay as in PyTorch) or "adamw" (decoupled
-        weight decay on kernels only).
+      name: "sgd" (momentum, and coupled weight decay, as in PyTorch) or "adamw" (decoupled weight
+        decay on kernels only).
       momentum: of SGD, in [0, 1); AdamW uses its usual betas 0.9 and 0.999.
+      nesterov: SGD looks ahead: the direction is the gradient plus `momentum` times the new trace.
       weight_decay: 0 in the paper's recipes.
       clip_norm: bound of the global gradient norm; None means no clipping.
       layer_decay: see `layer_scales`; 1 gives all layers the same learning rate.
@@ -169,7 +171,7 @@ def make_optimizer(
     layers = off if layer_decay == 1 else _scale_layers(layer_decay)
     if name == "sgd":
         decay = optax.add_decayed_weights(weight_decay) if weight_decay else off
-        return optax.chain(clip, decay, optax.trace(momentum), layers)
+        return optax.chain(clip, decay, optax.trace(momentum, nesterov), layers)
     if name == "adamw":
         decay = optax.add_decayed_weights(weight_decay, mask=_decays)
         return optax.chain(clip, optax.scale_by_adam(), decay, layers)

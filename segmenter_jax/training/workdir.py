@@ -40,12 +40,14 @@ FIXED_FIELDS = frozenset(
         "model.num_heads",
         "model.distilled",
         "model.dropout_rate",
+        "model.attention_dropout_rate",
         "model.drop_path_rate",
         "model.layer_norm_eps",
         "model.gelu",
         "model.decoder",
         "model.decoder_depth",
         "model.decoder_dropout_rate",
+        "model.decoder_attention_dropout_rate",
         "model.decoder_drop_path_rate",
     }
 )
@@ -118,7 +120,9 @@ def initial_params(
     # Readers of foreign formats are needed here only.
     from segmenter_jax.conversion.convert import load_init
 
-    params, origin, report = load_init(config.init_from, description, config.seed)
+    params, origin, report = load_init(
+        config.init_from, description, config.seed, config.position_method
+    )
     logger.info("parameters from %s\n%s", config.init_from, report)
     if jax.process_index() == 0:
         _write_json(workdir / ORIGIN_FILE, origin)

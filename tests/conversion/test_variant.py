@@ -5,6 +5,7 @@ import yaml
 
 from segmenter_jax import convert
 from segmenter_jax.inference.predictor import read_model
+from segmenter_jax.models.normalization import NORMALIZATION
 
 HOSTILE = [
     ([], None),
@@ -88,7 +89,7 @@ def test_variant_yml_describes_the_model(golden_dir):
     pytest.importorskip("torch")
     description, _ = read_model(golden_dir / "segm_linear_distilled.pth")
     assert (description.window, description.stride, description.base_size) == (64, 48, 64)
-    assert description.mean == (0.485, 0.456, 0.406) and description.aspect_bound == 4
+    assert description.mean == NORMALIZATION["deit"][0] and description.aspect_bound == 4
     assert description.provenance["format"] == "reference"
     assert len(description.provenance["sha256"]) == 64
 

@@ -12,6 +12,7 @@ from segmenter_jax.models import attention as module
 from segmenter_jax.models import tpu_attention, transformer
 from segmenter_jax.models.attention import attention, attention_weights, probe
 from segmenter_jax.models.attention_kernels import CUDNN_FORWARD, KERNELS
+from segmenter_jax.models.random_masks import drop_weights
 from tests.tiny import tiny_network
 
 
@@ -83,6 +84,53 @@ def test_output_and_gradients_equal_those_of_xla(kernel, shape):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
+def dropped_definition(query, key, value, seeds, rate):
+    weights = drop_weights(attention_weights(query, key), seeds, rate)
+    return jnp.einsum("bhts,bshd->bthd", weights, value)
+
+
+@pytest.mark.parametrize(
+    "kernel", [KERNELS["xla"], KERNELS["heads"], RESIDENT], ids=["xla", "heads", "resident"]
+)
+@pytest.mark.parametrize("length", [77, 1100])
+def test_kernels_drop_the_same_weights(kernel, length):
+    *inputs, cotangent = map(jnp.asarray, random_inputs(length, 2, 64))
+    seeds = jax.random.bits(jax.random.key(0), (2, 2), jnp.uint32)
+    results = []
+    for function in (kernel, dropped_definition):
+        out, vjp = jax.vjp(lambda *x: function(*x, seeds, 0.1), *inputs)  # noqa: B023
+        results.append((out, *vjp(cotangent)))
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=5e-6)
+
+
+def test_dropped_weights_are_a_share_of_their_own_in_every_head():
+    seeds = jax.random.bits(jax.random.key(0), (2, 3), jnp.uint32)
+    kept = np.asarray(drop_weights(jnp.ones((2, 3, 200, 300)), seeds, 0.1))
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.9], rtol=1e-6)
+    dropped = (kept == 0).reshape(6, -1)
+    deviation = np.sqrt(0.09 / dropped.shape[1])
+    np.testing.assert_allclose(dropped.mean(axis=1), 0.1, atol=5 * deviation)
+    correlation = np.corrcoef(dropped.astype(float)) - np.eye(6)
+    assert np.abs(correlation).max() < 5 / np.sqrt(dropped.shape[1])
+    part = drop_weights(jnp.ones((2, 3, 16, 300)), seeds, 0.1, first_query=32)
+    np.testing.assert_array_equal(part, kept[:, :, 32:48])
+
+
+def test_kernels_without_dropout_are_not_taken_for_it(caplog, monkeypatch):
+    monkeypatch.setattr(module, "platform_of", lambda mesh: "gpu")
+    half = jnp.dtype("bfloat16")
+    module.choose.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert module.choose((21, 2, 16), half, None, 0.1) == "xla"
+    module.choose.cache_clear()
+    assert "not cudnn: it has no dropout of attention weights" in caplog.text
+    query, key, value, _ = map(jnp.asarray, random_inputs())
+    seeds = jnp.zeros((2, 3), jnp.uint32)
+    with pytest.raises(ValueError, match=r"'cudnn' does not work.*no dropout of attention weights"):
+        attention(query, key, value, "cudnn", seeds=seeds, dropout_rate=0.1)
+
+
 @pytest.mark.parametrize("shape", [(2, 12), (2, 48)])
 def test_resident_refuses_heads_that_fill_no_lanes(shape):
     query, key, value, _ = random_inputs(9, *shape)
@@ -90,23 +138,27 @@ def test_resident_refuses_heads_that_fill_no_lanes(shape):
         RESIDENT(query, key, value)
 
 
-def test_kernels_work_on_each_devices_share_of_the_batch(monkeypatch):
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.1])
+def test_kernels_work_on_each_devices_share_of_the_batch(monkeypatch, dropout_rate):
     monkeypatch.setitem(KERNELS, "resident", RESIDENT)
     monkeypatch.setattr(module, "probe", lambda *arguments: None)
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     *inputs, cotangent = random_inputs(37, 2, 64, batch=8)
+    seeds = np.arange(16, dtype=np.uint32).reshape(8, 2) if dropout_rate else None
 
-    def both(implementation, mesh, query, key, value, cotangent):
-        kernel = functools.partial(attention, implementation=implementation, mesh=mesh)
+    def both(implementation, mesh, query, key, value, cotangent, seeds=None):
+        options = {"implementation": implementation, "mesh": mesh, "dropout_rate": dropout_rate}
+        kernel = functools.partial(attention, seeds=seeds, **options)
         out, vjp = jax.vjp(kernel, query, key, value)
         return out, vjp(cotangent)
 
     place = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
     program = jax.jit(functools.partial(both, "resident", mesh), in_shardings=place)
-    program = program.lower(*inputs, cotangent).compile()
+    arguments = (*inputs, cotangent) if seeds is None else (*inputs, cotangent, seeds)
+    program = program.lower(*arguments).compile()
     assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "all-to-all"))
-    expected = both("xla", None, *map(jnp.asarray, (*inputs, cotangent)))
-    actual = program(*jax.device_put((*inputs, cotangent), place))
+    expected = both("xla", None, *map(jnp.asarray, arguments))
+    actual = program(*jax.device_put(arguments, place))
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
@@ -211,7 +263,7 @@ def test_full_memory_is_not_taken_for_a_kernel_that_does_not_work(monkeypatch):
 def test_auto_takes_the_fused_kernel_that_works(
     monkeypatch, caplog, shape, dtype, platform, chosen, reason
 ):
-    def problem(name, shape, dtype, mesh):
+    def problem(name, shape, dtype, mesh, dropout_rate):
         if shape[0] > 5000 and name == "resident":
             return "too long"
         return "head too large" if shape[2] > 256 else None

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.config import Decoder
 from segmenter_jax.models.layers import to_compute_type
-from segmenter_jax.models.params import abstract_params, is_kernel
+from segmenter_jax.models.params import abstract_params, init_params, is_kernel
 from tests.tiny import tiny_network
 
 
@@ -50,3 +50,29 @@ def test_parameters_cast_before_give_the_same_bits(decoder):
     assert jax.tree.map(jax.typeof, to_compute_type(cast, jnp.bfloat16)) == jax.tree.map(
         jax.typeof, cast
     )
+
+
+def test_initial_values_have_the_references_spread():
+    config = tiny_network(width=192, depth=1, num_heads=3, num_classes=150, image_size=(256, 256))
+    found = {
+        name: np.asarray(leaf)
+        for name, leaf in flatten_dict(init_params(config, 0), sep="/").items()
+    }
+    for name, leaf in found.items():
+        *_, module, kind = name.split("/")
+        if kind == "scale":
+            assert (leaf == 1).all(), name
+        elif module == "embedding":
+            # PyTorch's default of a convolution.
+            bound = (config.patch_size**2 * 3) ** -0.5
+            np.testing.assert_allclose(np.abs(leaf).max(), bound, rtol=0.03)
+            np.testing.assert_allclose(leaf.std(), bound / 3**0.5, rtol=3 / leaf.size**0.5)
+        elif kind == "bias":
+            assert (leaf == 0).all(), name
+        else:
+            std = 192**-0.5 if kind in ("proj_patch", "proj_classes") else 0.02
+            error = 5 / (2 * leaf.size) ** 0.5
+            np.testing.assert_allclose(leaf.std(), std, rtol=error, err_msg=name)
+    # No tail is cut at two standard deviations.
+    kernel = found["encoder/encoderblock_0/mlp/Dense_0/kernel"]
+    assert np.abs(kernel).max() > 4 * 0.02

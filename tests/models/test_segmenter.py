@@ -131,11 +131,18 @@ def test_drop_path_drops_whole_samples_and_scales_the_rest():
 
 @pytest.mark.parametrize(
     "rates",
-    [{"drop_path_rate": 0.5}, {"dropout_rate": 0.5}, {"decoder_dropout_rate": 0.5}],
+    [
+        {"drop_path_rate": 0.5},
+        {"dropout_rate": 0.5},
+        {"attention_dropout_rate": 0.5},
+        {"attention_dropout_rate": 0.5, "scan_layers": True},
+        {"decoder_dropout_rate": 0.5},
+        {"decoder_attention_dropout_rate": 0.5},
+    ],
 )
 def test_stochastic_parts_act_in_training_only_and_follow_the_key(rates):
     model = Segmenter(golden_config("segm_mask", **rates))
-    plain = Segmenter(golden_config("segm_mask"))
+    plain = Segmenter(golden_config("segm_mask", scan_layers=model.config.scan_layers))
     variables = {"params": golden_params("segm_mask")}
     image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     # The same program, hence the same numbers.

@@ -35,22 +35,6 @@ def distort(image: np.ndarray, **draw) -> np.ndarray:
 
 
 def reference(image, brightness=0.0, contrast=1.0, first=False, saturation=1.0, hue=0):
-    """The same in NumPy and OpenCV's float HSV, one operation after the other."""
-
-    def clip(values):
-        return np.clip(values, 0, 255).astype(np.float32)
-
-    image = clip(image[0] + np.float32(brightness))
-    if first:
-        image = clip(image * np.float32(contrast))
-    hsv = cv2.cvtColor(image / 255, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 1)
-    hsv[..., 0] = (hsv[..., 0] + 2 * hue) % 360
-    image = clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255)
-    return (image if first else clip(image * np.float32(contrast)))[None]
-
-
-def reference_uint8(image, brightness=0.0, contrast=1.0, first=False, saturation=1.0, hue=0):
     """What the PyTorch reference does: uint8 after every operation, HSV in whole steps."""
 
     def scaled(values, factor=1.0, offset=0.0):
@@ -59,12 +43,14 @@ def reference_uint8(image, brightness=0.0, contrast=1.0, first=False, saturation
     image = scaled(image[0], offset=brightness)
     if first:
         image = scaled(image, contrast)
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = scaled(hsv[..., 1], saturation)
-    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
-    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if saturation != 1.0:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = scaled(hsv[..., 1], saturation)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return (image if first else scaled(image, contrast))[None]
 
 
@@ -84,17 +70,13 @@ CASES = [
 
 
 @pytest.mark.parametrize("draw", CASES)
-def test_agrees_with_float_opencv(draw):
-    np.testing.assert_allclose(distort(colors(), **draw), reference(colors(), **draw), atol=2e-3)
-
-
-@pytest.mark.parametrize("draw", CASES)
-def test_agrees_with_uint8_reference_within_its_rounding(draw):
-    # Two trips through whole hue steps (2 degrees, up to 4.25 grey levels per half step) and four
-    # truncations bound single colours; on average far less.
-    error = np.abs(distort(colors(), **draw) - reference_uint8(colors(), **draw))
-    assert error.mean() < 2.0
-    assert np.quantile(error, 0.99) < 8.0
+def test_agrees_with_the_reference_in_uint8(draw):
+    error = distort(colors(), **draw) - reference(colors(), **draw)
+    if "saturation" in draw or "hue" in draw:
+        # OpenCV's tables of whole numbers round a few ties to another step of hue, the other way.
+        assert np.abs(error).mean() < 0.06 and abs(error.mean()) < 0.005
+    else:
+        assert not error.any()
 
 
 def test_brightness_and_contrast_by_hand():
@@ -104,10 +86,11 @@ def test_brightness_and_contrast_by_hand():
 
 
 def test_hue_by_hand():
-    # 30 steps of 2 degrees turn red into yellow; 18 are the most that is drawn.
+    # 30 steps of 2 degrees turn red into yellow; 18 are the most that is drawn. Half of 255 is
+    # rounded to an even level.
     red = np.array([255, 0, 0], np.uint8).reshape(1, 1, 1, 3)
-    np.testing.assert_allclose(distort(red, hue=15).ravel(), [255, 127.5, 0], atol=1e-3)
-    np.testing.assert_allclose(distort(red, hue=-15).ravel(), [255, 0, 127.5], atol=1e-3)
+    np.testing.assert_allclose(distort(red, hue=15).ravel(), [255, 128, 0], atol=1e-3)
+    np.testing.assert_allclose(distort(red, hue=-15).ravel(), [255, 0, 128], atol=1e-3)
 
 
 def test_draws_have_the_stated_ranges_and_odds():

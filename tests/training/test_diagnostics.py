@@ -32,7 +32,9 @@ OPTIONS = StepOptions(mean=(0.5,) * 3, std=(0.5,) * 3, ema_decay=0.9)
 
 
 def program_of(options, mesh, name="sgd"):
-    optimizer = optimizers.make_optimizer(name, momentum=0.9, weight_decay=0.0, clip_norm=None)
+    optimizer = optimizers.make_optimizer(
+        name, momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None
+    )
     return TrainProgram(Segmenter(TINY), optimizer, lambda _: 0.1, options, mesh)
 
 

@@ -29,17 +29,23 @@ def test_cosine_schedule_warms_up_peaks_and_ends_at_the_minimum():
     )
 
 
-def test_sgd_is_momentum_without_nesterov():
-    optimizer = optimizers.make_optimizer("sgd", momentum=0.9, weight_decay=0.0, clip_norm=None)
+# The trace is 2, then 0.9 * 2 + 2; Nesterov's direction is 2 + 0.9 * trace.
+@pytest.mark.parametrize(("nesterov", "directions"), [(False, (2.0, 3.8)), (True, (3.8, 5.42))])
+def test_directions_of_sgd_by_hand(nesterov, directions):
+    optimizer = optimizers.make_optimizer(
+        "sgd", momentum=0.9, nesterov=nesterov, weight_decay=0.0, clip_norm=None
+    )
     params = {"w": jnp.array([1.0])}
     state = optimizer.init(params)
-    for expected in (2.0, 3.8):  # 2, then 0.9 * 2 + 2.
+    for expected in directions:
         direction, state = optimizer.update({"w": jnp.array([2.0])}, state, params)
         np.testing.assert_allclose(direction["w"], [expected], atol=1e-6)
 
 
 def test_adamw_decays_kernels_only():
-    optimizer = optimizers.make_optimizer("adamw", momentum=0.9, weight_decay=0.5, clip_norm=None)
+    optimizer = optimizers.make_optimizer(
+        "adamw", momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=None
+    )
     params = {"head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "cls": jnp.ones((1, 1, 2))}
     zero = {
         "head": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)},
@@ -51,7 +57,9 @@ def test_adamw_decays_kernels_only():
 
 
 def test_clipping_bounds_the_global_norm():
-    optimizer = optimizers.make_optimizer("sgd", momentum=0.0, weight_decay=0.0, clip_norm=1.0)
+    optimizer = optimizers.make_optimizer(
+        "sgd", momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=1.0
+    )
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -101,7 +109,13 @@ def test_wrong_schedules_are_refused(change, message):
     ],
 )
 def test_wrong_optimizers_are_refused(change, message):
-    settings = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip_norm": None}
+    settings = {
+        "name": "sgd",
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 0.0,
+        "clip_norm": None,
+    }
     with pytest.raises(ValueError, match=message):
         optimizers.make_optimizer(**(settings | change))
 
@@ -112,7 +126,13 @@ def test_optional_parts_leave_the_structure_of_the_state(name):
         "encoder": {"cls": jnp.ones(1), "encoderblock_0": {"kernel": jnp.ones((2, 2))}},
         "decoder": {"head": {"kernel": jnp.ones((2, 2))}},
     }
-    settings = {"momentum": 0.9, "weight_decay": 0.0, "clip_norm": None, "layer_decay": 1.0}
+    settings = {
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 0.0,
+        "clip_norm": None,
+        "layer_decay": 1.0,
+    }
     plain = optimizers.make_optimizer(name, **settings).init(params)
     changes = {"weight_decay": 0.1, "clip_norm": 1.0, "layer_decay": 0.5}
     every = optimizers.make_optimizer(name, **(settings | changes)).init(params)

@@ -85,7 +85,7 @@ def test_start_from_other_weights_is_told_in_the_model(averaged, source, tmp_pat
     origin = provenance["init_from"]
     assert origin["format"] == "segmenter_jax" and origin["source"] == str(start)
     assert len(origin["sha256"]) == len(hashlib.sha256().hexdigest())
-    assert origin["options"]["position_method"] == "bicubic"
+    assert origin["options"]["position_method"] == "bilinear"
     frozen, first = (load_model(path)[1]["encoder"] for path in (workdir / "model/latest", start))
     jax.tree.map(np.testing.assert_array_equal, frozen, first)
 

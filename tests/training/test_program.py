@@ -36,7 +36,7 @@ def one_device():
 
 @functools.cache
 def sgd(**settings):
-    defaults = {"momentum": 0.9, "weight_decay": 0.0, "clip_norm": None}
+    defaults = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "clip_norm": None}
     return optimizers.make_optimizer("sgd", **(defaults | settings))
 
 
@@ -90,11 +90,15 @@ def assert_trees_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-def test_four_steps_equal_the_reference(golden_dir):
-    golden = np.load(golden_dir / "train_steps.npz")
+# With plain momentum, and with Nesterov's as the reference trains.
+@pytest.mark.parametrize(
+    ("nesterov", "name"), [(False, "train_steps"), (True, "train_steps_nesterov")]
+)
+def test_four_steps_equal_the_reference(golden_dir, nesterov, name):
+    batches, golden = np.load(golden_dir / "train_steps.npz"), np.load(golden_dir / f"{name}.npz")
     program = TrainProgram(
         Segmenter(golden_config("segm_mask")),
-        sgd(),
+        sgd(nesterov=nesterov),
         optimizers.polynomial_schedule(0.1, 1e-5, total_steps=10),
         StepOptions(**IDENTITY, photometric=False),
         one_device(),
@@ -102,8 +106,8 @@ def test_four_steps_equal_the_reference(golden_dir):
     state = program.place(golden_params("segm_mask"))
     for i in range(4):
         batch = {
-            "image": golden[f"step{i}/image_nhwc"],
-            "label": golden[f"step{i}/label"],
+            "image": batches[f"step{i}/image_nhwc"],
+            "label": batches[f"step{i}/label"],
             "valid_size": np.full((2, 2), 64, np.int32),
         }
         state, metrics = program.step(state, batch)

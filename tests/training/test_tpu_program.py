@@ -36,7 +36,7 @@ def compiled_step(fsdp):
     mesh = sharding.make_mesh(fsdp, devices=describe("v5e:2x4").devices)
     program = TrainProgram(
         Segmenter(NETWORK),
-        make_optimizer("sgd", momentum=0.9, weight_decay=0.0, clip_norm=None),
+        make_optimizer("sgd", momentum=0.9, nesterov=True, weight_decay=0.0, clip_norm=None),
         optax.constant_schedule(0.1),
         StepOptions((0.5,) * 3, (0.5,) * 3, photometric=False),
         mesh,
