@@ -8,19 +8,22 @@ import jax.numpy as jnp
 
 from segmenter_jax.benchmark.devices import device_spec
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.config import patch_grid
+from segmenter_jax.models.transformer import BlockConfig
 
 # Forward and backward pass: each matmul has two in its gradient.
 TRAIN_FACTOR = 3
 
 
-def _block(tokens: int, width: int, mlp_dim: int) -> int:
-    projections = 4 * width * width + 2 * width * mlp_dim
+def _block(tokens: int, width: int, block: BlockConfig) -> int:
+    products = 3 if block.mlp == "swiglu" else 2
+    projections = 4 * width * width + products * width * block.mlp_dim
     return 2 * tokens * projections + 4 * tokens * tokens * width
 
 
 def num_tokens(config: SegmenterConfig) -> int:
     """Tokens of the encoder at `config.image_size`."""
-    rows, columns = config.grid
+    rows, columns = patch_grid(config.image_size, config.patch_size)
     return rows * columns + config.num_extra_tokens
 
 
@@ -32,14 +35,13 @@ def forward_flops(config: SegmenterConfig) -> dict[str, int]:
     """
     width, classes = config.width, config.num_classes
     patches = num_tokens(config) - config.num_extra_tokens
-    mlp_dim = config.encoder_block().mlp_dim
     work = {
         "embedding": 2 * patches * config.patch_size**2 * config.in_channels * width,
-        "encoder": config.depth * _block(num_tokens(config), width, mlp_dim),
+        "encoder": config.depth * _block(num_tokens(config), width, config.encoder_block()),
     }
     if config.decoder == "linear":
         return work | {"decoder": 2 * patches * width * classes}
-    decoder = config.decoder_depth * _block(patches + classes, width, 4 * width)
+    decoder = config.decoder_depth * _block(patches + classes, width, config.decoder_block())
     projections = 2 * width * width * (2 * patches + classes)
     return work | {"decoder": decoder + projections + 2 * patches * classes * width}
 

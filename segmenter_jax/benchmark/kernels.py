@@ -11,6 +11,7 @@ from segmenter_jax.benchmark.flops import TRAIN_FACTOR, num_tokens
 from segmenter_jax.benchmark.measure import Result, Timing, compile_timed, summarise, time_calls
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.attention import IMPLEMENTATIONS, attention, probe
+from segmenter_jax.models.config import patch_grid
 from segmenter_jax.training.losses import Implementation, segmentation_loss
 
 
@@ -55,7 +56,10 @@ def benchmark_loss(config: SegmenterConfig, batch_size: int, timing: Timing) -> 
     """Value and gradient of the loss on random logits."""
     rng = np.random.default_rng(0)
     batch, classes = batch_size, config.num_classes
-    logits = jnp.asarray(rng.normal(size=(batch, *config.grid, classes)), jnp.float32)
+    logits = jnp.asarray(
+        rng.normal(size=(batch, *patch_grid(config.image_size, config.patch_size), classes)),
+        jnp.float32,
+    )
     label = jnp.asarray(rng.integers(0, classes, (batch, *config.image_size)), jnp.uint8)
     result: Result = {}
     outputs = {}

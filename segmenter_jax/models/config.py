@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from segmenter_jax.models.attention import IMPLEMENTATIONS
 from segmenter_jax.models.layers import Gelu
 from segmenter_jax.models.placement import Placement, platform_of
-from segmenter_jax.models.transformer import BlockConfig
+from segmenter_jax.models.resampling import Method
+from segmenter_jax.models.transformer import BlockConfig, MlpKind
 
 # Encoder sizes of the paper, table 1: name -> width, layers, heads.
 VARIANTS = {
@@ -22,6 +23,8 @@ VARIANTS = {
 DTYPES = ("float32", "bfloat16")
 
 Decoder = Literal["mask", "linear"]
+Position = Literal["learned", "rope"]
+RopePeriods = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +33,20 @@ class SegmenterConfig:
 
     Attributes:
       num_classes: number of classes K.
-      image_size: (height, width) in pixels that the position embeddings are made for: the training
-        crop. Other sizes work; the embeddings are then resized at run time.
+      image_size: (height, width) in pixels of the training crop. Other sizes work.
       width, depth, num_heads: encoder width D, layers and heads.
       patch_size: side of a patch P, in pixels.
       mlp_dim: hidden width of the MLPs; None means 4 * width.
       in_channels: image channels.
+      class_token: there is one (not in SigLIP and LOCA).
       distilled: a distillation token follows the class token (DeiT).
+      num_registers: tokens without a position after those two (DINOv2 with registers, DINOv3).
+      position: "learned" embeddings, or "rope": queries and keys of patches are rotated (DINOv3).
+      position_size: (height, width) in pixels that learned positions are of; None: image_size.
+      position_resize: how they are resized at run time, see `resampling.resize_matrix`.
+      rope_base, rope_periods: longest period, and the type that periods are rounded to.
+      mlp: "gelu", or "swiglu" with a gate beside the first layer.
+      layer_scale: a learned factor per channel on every residual branch (DINOv2, DINOv3).
       dropout_rate, attention_dropout_rate, drop_path_rate: of the encoder: of tokens, of attention
         weights, and of stochastic depth, which grows linearly with depth.
       decoder: "mask" or "linear".
@@ -44,6 +54,7 @@ class SegmenterConfig:
         decoder_drop_path_rate: of the mask decoder.
       layer_norm_eps, gelu: what the weights were trained with; Google's 1e-6 and "tanh", the
         reference Segmenter's 1e-5 and "exact".
+      decoder_layer_norm_eps: of the mask decoder; None: as the encoder's.
       dtype: compute type: "float32", "bfloat16", or "auto", which takes float32 on a CPU and
         bfloat16 elsewhere; parameters, statistics, softmax, logits and loss are always float32.
       attention: implementation, see `models.attention`.
@@ -60,7 +71,16 @@ class SegmenterConfig:
     patch_size: int = 16
     mlp_dim: int | None = None
     in_channels: int = 3
+    class_token: bool = True
     distilled: bool = False
+    num_registers: int = 0
+    position: Position = "learned"
+    position_size: tuple[int, int] | None = None
+    position_resize: Method = "bilinear"
+    rope_base: float = 100.0
+    rope_periods: RopePeriods = "float32"
+    mlp: MlpKind = "gelu"
+    layer_scale: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     drop_path_rate: float = 0.1
@@ -70,6 +90,7 @@ class SegmenterConfig:
     decoder_attention_dropout_rate: float = 0.1
     decoder_drop_path_rate: float = 0.0
     layer_norm_eps: float = 1e-5
+    decoder_layer_norm_eps: float | None = None
     gelu: Gelu = "exact"
     dtype: str = "float32"
     attention: str = "auto"
@@ -77,28 +98,17 @@ class SegmenterConfig:
     scan_layers: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))
-        for field in ("num_classes", "width", "depth", "num_heads", "patch_size", "in_channels"):
-            if (value := getattr(self, field)) < 1:
-                raise ValueError(f"{field} must be at least 1, got {value}")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(
-                f"image_size must be two positive sizes in pixels, got {self.image_size}"
-            )
+        for field in ("image_size", "position_size"):
+            if (size := getattr(self, field)) is not None:
+                object.__setattr__(self, field, tuple(size))
+        _check_ranges(self)
+        _check_choices(self)
         if self.width % self.num_heads:
             raise ValueError(f"{self.width=} must be divisible by {self.num_heads=}")
-        choices = {
-            "decoder": get_args(Decoder),
-            "gelu": get_args(Gelu),
-            "dtype": ("auto", *DTYPES),
-            "attention": IMPLEMENTATIONS,
-        }
-        for field, allowed in choices.items():
-            if (value := getattr(self, field)) not in allowed:
-                raise ValueError(f"{field}={value!r} is unknown; choose from {allowed}")
-        for field in dataclasses.fields(self):
-            if field.name.endswith("_rate") and not 0 <= getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be in [0, 1), got {getattr(self, field.name)}")
+        if self.position == "rope" and (head_dim := self.width // self.num_heads) % 4:
+            raise ValueError(f"rotated positions need heads of 4, 8, ... channels, got {head_dim}")
+        if self.distilled and not self.class_token:
+            raise ValueError("a distillation token needs class_token=True")
 
     @classmethod
     def from_variant(cls, variant: str, **overrides: Any) -> "SegmenterConfig":
@@ -140,6 +150,9 @@ class SegmenterConfig:
             self.encoder_block(mesh),
             num_heads=max(self.width // 64, 1),
             mlp_dim=4 * self.width,
+            mlp="gelu",
+            layer_scale=False,
+            layer_norm_eps=self.decoder_layer_norm_eps or self.layer_norm_eps,
             dropout_rate=self.decoder_dropout_rate,
             attention_dropout_rate=self.decoder_attention_dropout_rate,
         )
@@ -152,13 +165,50 @@ class SegmenterConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches of an image of `image_size`."""
-        return patch_grid(self.image_size, self.patch_size)
+        """(rows, columns) of patches that learned positions are made for."""
+        return patch_grid(self.position_size or self.image_size, self.patch_size)
+
+    @property
+    def num_positioned_tokens(self) -> int:
+        """Class and distillation token, whose learned positions come before those of patches."""
+        return self.class_token + self.distilled
 
     @property
     def num_extra_tokens(self) -> int:
-        """Class token, and distillation token where there is one."""
-        return 2 if self.distilled else 1
+        """Class token, distillation token and registers, as far as there are any."""
+        return self.num_positioned_tokens + self.num_registers
+
+
+def _check_ranges(config: SegmenterConfig) -> None:
+    for field in ("num_classes", "width", "depth", "num_heads", "patch_size", "in_channels"):
+        if (value := getattr(config, field)) < 1:
+            raise ValueError(f"{field} must be at least 1, got {value}")
+    if config.num_registers < 0:
+        raise ValueError(f"num_registers must be at least 0, got {config.num_registers}")
+    for field in ("image_size", "position_size"):
+        size = getattr(config, field)
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"{field} must be two positive sizes in pixels, got {size}")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name.endswith("_rate") and not 0 <= value < 1:
+            raise ValueError(f"{field.name} must be in [0, 1), got {value}")
+
+
+def _check_choices(config: SegmenterConfig) -> None:
+    choices = {
+        "decoder": get_args(Decoder),
+        "position": get_args(Position),
+        "position_resize": get_args(Method),
+        "rope_periods": get_args(RopePeriods),
+        "mlp": get_args(MlpKind),
+        "gelu": get_args(Gelu),
+        "dtype": ("auto", *DTYPES),
+        "attention": IMPLEMENTATIONS,
+    }
+    for field, allowed in choices.items():
+        if (value := getattr(config, field)) not in allowed:
+            raise ValueError(f"{field}={value!r} is unknown; choose from {allowed}")
 
 
 def patch_grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -194,7 +194,8 @@ def to_compute_type(params: Any, dtype: jnp.dtype) -> Any:
     """
 
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        module, name = path[-2].key, path[-1].key
+        # A block's own parameters have no module above them.
+        module, name = path[-2].key if len(path) > 1 else "", path[-1].key
         stays = "norm" in module.lower() or module == "head" or name == "pos_embedding"
         return leaf if stays else leaf.astype(dtype)
 

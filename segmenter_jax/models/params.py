@@ -13,7 +13,10 @@ from segmenter_jax.models.segmenter import Segmenter
 Params = dict[str, Any]
 
 # Parameters that are added, or are tokens; every other one is the matrix of a product.
-_NO_KERNELS = ("bias", "scale", "cls", "dist", "pos_embedding", "class_embedding")
+_NO_KERNELS = (
+    *("bias", "scale", "layer_scale_0", "layer_scale_1"),
+    *("cls", "dist", "registers", "pos_embedding", "class_embedding"),
+)
 
 
 def is_kernel(path: tuple[Any, ...]) -> bool:

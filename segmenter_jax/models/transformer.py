@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,8 @@ from segmenter_jax.models.attention_kernels import CUDNN_FORWARD
 from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, gelu
 from segmenter_jax.models.placement import Placement, platform_of
 from segmenter_jax.models.random_masks import keep_mask
+
+MlpKind = Literal["gelu", "swiglu"]
 
 # Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
 ATTENTION_MAPS = "attention_maps"
@@ -31,7 +33,9 @@ class BlockConfig:
     """
 
     num_heads: int
+    mlp: MlpKind
     mlp_dim: int
+    layer_scale: bool
     dropout_rate: float
     attention_dropout_rate: float
     layer_norm_eps: float
@@ -41,14 +45,39 @@ class BlockConfig:
     mesh: Placement
 
 
+# Sine and cosine of the angles, float32 (N, head_dim) each, by which the N patches are rotated.
+Rotation = tuple[jax.Array, jax.Array]
+
+
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Rotates queries or keys of patches by their positions, in float32.
+
+    Args:
+      x: (B, T, heads, head_dim), patches last; the tokens before them stay as they are.
+      rotation: angles of the T - (number of other tokens) patches.
+
+    Returns:
+      An array like `x`.
+
+    Source: Su et al., "RoFormer", 2021, with halves of a head as pairs, as in DINOv3.
+    """
+    sine, cosine = rotation
+    others = x.shape[1] - sine.shape[0]
+    patches = x[:, others:].astype(jnp.float32)
+    first, second = jnp.split(patches, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    rotated = patches * cosine[:, None] + turned * sine[:, None]
+    return jnp.concatenate([x[:, :others], rotated.astype(x.dtype)], axis=1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with separate query, key, value and out parameters."""
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+    def __call__(self, x: jax.Array, deterministic: bool, rotation: Rotation | None) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D); `rotation` as for `Block`."""
         batch, length, width = x.shape
         dtype, heads = self.config.dtype, self.config.num_heads
         head_dim = width // heads
@@ -61,6 +90,8 @@ class Attention(nn.Module):
             checkpoint_name(part, "projected").reshape(batch, length, heads, head_dim)
             for part in _project(x, parts, self.config.mesh)
         )
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
 
         if self.is_mutable_collection(ATTENTION_MAPS):
             self.sow(ATTENTION_MAPS, "weights", attention_weights(query, key))
@@ -106,7 +137,10 @@ class Dropout(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them."""
+    """Two dense layers with a GELU between them, or the first one times a SiLU of a third, a gate.
+
+    Source of the gate: Shazeer, "GLU Variants Improve Transformer", 2020, "SwiGLU".
+    """
 
     config: BlockConfig
 
@@ -114,8 +148,12 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Maps tokens (B, T, D) to tokens (B, T, D)."""
         c, width = self.config, x.shape[-1]
-        x = checkpoint_name(Dense(c.mlp_dim, c.dtype, name="Dense_0")(x), "hidden")
-        x = gelu(x, c.gelu)
+        hidden = functools.partial(Dense, c.mlp_dim, c.dtype)
+        y = checkpoint_name(hidden(name="Dense_0")(x), "hidden")
+        if c.mlp == "swiglu":
+            x = nn.silu(checkpoint_name(hidden(name="gate")(x), "hidden")) * y
+        else:
+            x = gelu(y, c.gelu)
         x = Dropout(c.dropout_rate)(x, deterministic)
         x = Dense(width, c.dtype, name="Dense_1")(x)
         return Dropout(c.dropout_rate)(x, deterministic)
@@ -146,16 +184,32 @@ class Block(nn.Module):
     drop_path_rate: float | jax.Array
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        """Maps tokens (B, T, D) to tokens (B, T, D)."""
+    def __call__(
+        self, x: jax.Array, deterministic: bool, rotation: Rotation | None = None
+    ) -> jax.Array:
+        """Maps tokens (B, T, D) to tokens (B, T, D).
+
+        Args:
+          x: tokens, those of patches last.
+          deterministic: no dropout, no stochastic depth.
+          rotation: see `rotate`; None where positions are not rotations.
+        """
         c = self.config
         norm = functools.partial(LayerNorm, c.layer_norm_eps, c.dtype)
         drop_path = DropPath(self.drop_path_rate)
-        y = Attention(c, name="attention")(norm(name="LayerNorm_0")(x), deterministic)
-        y = Dropout(c.dropout_rate)(y, deterministic)
+        y = Attention(c, name="attention")(norm(name="LayerNorm_0")(x), deterministic, rotation)
+        y = self._scaled(0, Dropout(c.dropout_rate)(y, deterministic))
         x = x + drop_path(y, deterministic)
         y = Mlp(c, name="mlp")(norm(name="LayerNorm_1")(x), deterministic)
-        return x + drop_path(y, deterministic)
+        return x + drop_path(self._scaled(1, y), deterministic)
+
+    def _scaled(self, branch: int, y: jax.Array) -> jax.Array:
+        """A residual branch times its factor per channel. Source: Touvron et al., CaiT, 2021."""
+        if not self.config.layer_scale:
+            return y
+        shape = (y.shape[-1],)
+        scale = self.param(f"layer_scale_{branch}", nn.initializers.ones, shape)
+        return y * scale.astype(y.dtype)
 
 
 def checkpoint_options(remat: bool, mesh: Placement) -> dict[str, Any] | None:

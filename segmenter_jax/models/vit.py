@@ -2,7 +2,9 @@
 
 Parameter names are those of the original Google checkpoints, so that loading them is nearly the
 identity: `embedding`, `cls`, `pos_embedding`, `encoderblock_i/{LayerNorm_0, attention, LayerNorm_1,
-mlp}`, `encoder_norm`. Distilled DeiT models have one more token, `dist`, after the class token.
+mlp}`, `encoder_norm`. Distilled DeiT models have one more token, `dist`, after the class token, and
+others `registers` after that. What else a family of pretrained encoders has is a field of
+`SegmenterConfig`.
 """
 
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
 
 from segmenter_jax.models.config import SegmenterConfig
@@ -21,6 +24,7 @@ from segmenter_jax.models.transformer import (
     Block,
     BlockConfig,
     Dropout,
+    Rotation,
     block_class,
     checkpoint_options,
     drop_path_rates,
@@ -60,6 +64,25 @@ def resize_position_embedding(
     return jnp.concatenate([extra, resized.reshape(1, -1, resized.shape[-1])], axis=1)
 
 
+def rope_rotation(config: SegmenterConfig, grid: tuple[int, int]) -> Rotation:
+    """Angles of rotated positions; row and column of a patch lie in [-1, 1], whatever the grid.
+
+    Args:
+      config: `rope_base`, `rope_periods` and the size of a head count.
+      grid: (rows, columns) of patches.
+
+    Source: DINOv3, `rope_position_encoding.py`.
+    """
+    head_dim = config.width // config.num_heads
+    count = head_dim // 4
+    periods = config.rope_base ** (np.arange(count, dtype=np.float32) / np.float32(count))
+    periods = periods.astype(jnp.dtype(config.rope_periods)).astype(np.float32)
+    centres = [2 * (np.arange(n, dtype=np.float32) + 0.5) / n - 1 for n in grid]
+    places = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 2, 1)
+    angles = np.tile((2 * np.pi * places / periods).reshape(-1, 2 * count), 2)
+    return jnp.asarray(np.sin(angles), jnp.float32), jnp.asarray(np.cos(angles), jnp.float32)
+
+
 def _bias_init(fan_in: int) -> initializers.Initializer:
     """PyTorch's default of a convolution, which the reference leaves to the patch embedding."""
     bound = fan_in**-0.5
@@ -91,15 +114,17 @@ class VisionTransformer(nn.Module):
         c, block = self.config, self.config.encoder_block(self.mesh)
         x = self._tokens(image, block.dtype)
         x = Dropout(c.dropout_rate)(x, deterministic)
+        grid = tuple(size // c.patch_size for size in image.shape[1:3])
+        rotation = rope_rotation(c, grid) if c.position == "rope" else None
         rates = drop_path_rates(c.drop_path_rate, c.depth)
         # Layers of their own make the parameters, and hand attention weights out.
         unrolled = self.is_initializing() or self.is_mutable_collection(ATTENTION_MAPS)
         if c.scan_layers and not unrolled:
-            x = self._scan(x, block, rates, deterministic)
+            x = self._scan(x, block, rates, deterministic, rotation)
         else:
             for i, rate in enumerate(rates):
                 layer = block_class(c.remat, self.mesh)(block, rate, name=f"encoderblock_{i}")
-                x = layer(x, deterministic)
+                x = layer(x, deterministic, rotation)
         return LayerNorm(c.layer_norm_eps, block.dtype, name="encoder_norm")(x)
 
     def _tokens(self, image: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -120,16 +145,30 @@ class VisionTransformer(nn.Module):
         x = x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
         x = dense(x, kernel.reshape(-1, c.width).astype(dtype), bias.astype(dtype))
 
-        names = ("cls", "dist") if c.distilled else ("cls",)
-        extra = [self.param(name, dense_init, (1, 1, c.width)) for name in names]
-        num_tokens = len(extra) + c.grid[0] * c.grid[1]
-        position = self.param("pos_embedding", dense_init, (1, num_tokens, c.width))
-        position = resize_position_embedding(position, len(extra), c.grid, (rows, columns))
-        extra = [jnp.broadcast_to(token, (batch, 1, c.width)).astype(dtype) for token in extra]
-        return jnp.concatenate([*extra, x], axis=1) + position.astype(dtype)
+        def token(name: str, count: int = 1) -> jax.Array:
+            value = self.param(name, dense_init, (1, count, c.width))
+            return jnp.broadcast_to(value, (batch, count, c.width)).astype(dtype)
+
+        first = [token(n) for n, there in (("cls", c.class_token), ("dist", c.distilled)) if there]
+        x = jnp.concatenate([*first, x], axis=1)
+        if c.position == "learned":
+            shape = (1, len(first) + c.grid[0] * c.grid[1], c.width)
+            position = self.param("pos_embedding", dense_init, shape)
+            x += resize_position_embedding(
+                position, len(first), c.grid, (rows, columns), c.position_resize
+            ).astype(dtype)
+        if not c.num_registers:
+            return x
+        registers = token("registers", c.num_registers)
+        return jnp.concatenate([x[:, : len(first)], registers, x[:, len(first) :]], axis=1)
 
     def _scan(
-        self, x: jax.Array, config: BlockConfig, rates: list[float], deterministic: bool
+        self,
+        x: jax.Array,
+        config: BlockConfig,
+        rates: list[float],
+        deterministic: bool,
+        rotation: Rotation | None,
     ) -> jax.Array:
         """All layers in a loop of one body, compiled once whatever the depth.
 
@@ -151,7 +190,7 @@ class VisionTransformer(nn.Module):
             block = Block(config, rate if any(rates) else 0.0, parent=None)
             rngs = {"dropout": key} if random else None
             params = gather(params, self.mesh)
-            return block.apply({"params": params}, x, deterministic, rngs=rngs), None
+            return block.apply({"params": params}, x, deterministic, rotation, rngs=rngs), None
 
         options = checkpoint_options(self.config.remat, self.mesh)
         if options is not None:

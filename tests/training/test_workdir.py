@@ -27,14 +27,17 @@ from tests.tiny import tiny_network
 
 # Fields of a config that may change before a run resumes.
 FREE_FIELDS = {
-    *("total_steps", "batch_size", "grad_accum_steps", "init_from"),
+    *("total_steps", "batch_size", "grad_accum_steps", "init_from", "position_method"),
     *("model.dtype", "model.attention", "model.remat", "model.scan_layers"),
     *(f"dataset.{n}" for n in ("name", "data_dir", "source", "train_split", "eval_split")),
     *(f"augment.{n}" for n in ("base_size", "aspect_bound", "scale_range", "category_max_ratio")),
     *(f"augment.{n}" for n in ("flip_prob", "photometric", "normalization")),
     *(f"loader.{n}" for n in ("num_workers", "num_threads", "prefetch")),
     *(f"optimizer.{n}" for n in ("schedule", "learning_rate", "min_learning_rate", "power")),
-    *(f"optimizer.{n}" for n in ("warmup_steps", "momentum", "weight_decay", "clip_norm")),
+    *(
+        f"optimizer.{n}"
+        for n in ("warmup_steps", "momentum", "nesterov", "weight_decay", "clip_norm")
+    ),
     *(f"optimizer.{n}" for n in ("layer_decay", "max_skipped_updates")),
     "loss.class_weights",
     *(f"eval.{n}" for n in ("every_steps", "window", "stride", "batch_size", "num_pictures")),
