@@ -206,9 +206,7 @@ def _build(
     builder = make_builder(name, folder, source, allow_partial=allow_partial)
     # TFDS announces a download of unknown size; its bars go to stderr.
     with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-            download_dir=folder / "downloads", file_format="array_record"
-        )
+        builder.download_and_prepare(download_dir=folder / "downloads", file_format="array_record")
     move_to_place(folder / name / VERSION, directory)
 
 

@@ -55,34 +55,40 @@ SWITCHED_FIELDS = frozenset({"ema_decay", "optimizer.freeze_encoder"})
 
 
 def check_same_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Saves the config; before a resume, reports what changed and refuses what cannot change.
+    """Before a resume, reports what changed in the config and refuses what cannot change.
 
     Args:
       config: see configs/common.py.
-      workdir: of the run.
+      workdir: of the run; nothing is written to it.
 
     Raises:
       ValueError: the checkpoints of the run do not fit the config; names the fields.
     """
     path = workdir / CONFIG_FILE
-    new = json.loads(json.dumps(config.to_dict()))
-    if path.exists():
-        was, now = (flatten_dict(c, sep=".") for c in (json.loads(path.read_text()), new))
-        changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
-        # A field that an older config does not have says nothing about its checkpoints.
-        refused = [name for name in changed if name in was and _fixed(name, was[name], now)]
-        if refused:
-            listed = "; ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in refused)
-            raise ValueError(f"{workdir} holds a run of another config: {listed}")
-        for name in changed:
-            logger.warning(
-                "config.%s was %r when this run began, is now %r",
-                name,
-                was.get(name),
-                now.get(name),
-            )
+    if not path.exists():
+        return
+    values = json.loads(path.read_text()), _json_values(config)
+    was, now = (flatten_dict(value, sep=".") for value in values)
+    changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
+    # A field that an older config does not have says nothing about its checkpoints.
+    refused = [name for name in changed if name in was and _fixed(name, was[name], now)]
+    if refused:
+        listed = "; ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in refused)
+        raise ValueError(f"{workdir} holds a run of another config: {listed}")
+    for name in changed:
+        logger.warning(
+            "config.%s was %r when this run began, is now %r", name, was.get(name), now.get(name)
+        )
+
+
+def keep_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Writes the config of a run that was not refused; process 0 does, others nothing."""
     if jax.process_index() == 0:
-        _write_json(path, new)
+        _write_json(workdir / CONFIG_FILE, _json_values(config))
+
+
+def _json_values(config: ml_collections.ConfigDict) -> Any:
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _fixed(name: str, was: Any, now: dict[str, Any]) -> bool:
