@@ -8,6 +8,7 @@ from typing import Any
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion.adapt import Report, adapt
 from segmenter_jax.conversion.arrays import SourceError
+from segmenter_jax.conversion.class_names import agree, placeholder_names
 from segmenter_jax.conversion.download import sha256_of
 from segmenter_jax.conversion.opening import Hints, Opened, normalized_as
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
@@ -84,11 +85,11 @@ def load_init(
 ) -> tuple[Params, dict[str, Any], Report]:
     """Starts training from a source of weights.
 
-    Everything that fits is taken: the encoder always, the decoder where it is of the same kind.
-    Parameters that depend on the number of classes are newly initialised if it differs. `target`
-    decides how the model computes; if the source was trained with another `layer_norm_eps`, `gelu`
-    or normalisation, the report warns. Position embeddings are resized as in `convert` by default;
-    for another way, convert first and start from the model directory.
+    Everything that fits is taken: the encoder always, the decoder where it is of the same kind; of
+    its parameters for single classes, those of classes of the same names. `target` decides how the
+    model computes; if the source was trained with another `layer_norm_eps`, `gelu` or
+    normalisation, the report warns. Position embeddings are resized as in `convert` by default; for
+    another way, convert first and start from the model directory.
 
     Args:
       source: see `locate.locate`.
@@ -105,7 +106,12 @@ def load_init(
     config = target.model
     opened = open_source(source, Hints(config.num_heads, config.image_size))
     given = {"position_method": ConvertOptions.position_method, "seed": seed}
-    params, report = adapt(opened, config, **given)
+    classes = agree(opened.description.get("classes"), target.classes)
+    params, report = adapt(opened, config, **given, classes=classes)
+    if classes is None and opened.has_decoder and config.num_classes == opened.config.num_classes:
+        report.warnings.append(
+            "the source does not name its classes: they are taken for these, in this order"
+        )
     report.warnings += _normalization_warnings(opened, target)
     return params, _provenance(opened, given, report), report
 
@@ -167,7 +173,7 @@ def _describe(opened: Opened, config: SegmenterConfig, options: ConvertOptions) 
     if config.image_size != opened.config.image_size:
         known.pop("window", None)
         known.pop("stride", None)
-    known.setdefault("classes", tuple(f"class {i}" for i in range(num_classes)))
+    known.setdefault("classes", placeholder_names(num_classes))
     known.setdefault("colors", spread_colors(num_classes))
     for field in ("window", "stride", "base_size"):
         if (value := getattr(options, field)) is not None:
