@@ -19,7 +19,7 @@ from segmenter_jax.data.pipeline import Stream, train_batches
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.compilation import logged_compilation
 from segmenter_jax.runtime.console import Warnings, logger, warnings_last
-from segmenter_jax.runtime.files import absolute
+from segmenter_jax.runtime.files import absolute, check_no_pattern
 from segmenter_jax.runtime.ownership import sole_owner
 from segmenter_jax.training import experiment as experiments
 from segmenter_jax.training.diagnostics import (
@@ -238,6 +238,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
       ProcessError: another process of the run failed.
     """
     workdir = absolute(workdir)
+    check_no_pattern(workdir)
     with warnings_last() as warnings, contextlib.ExitStack() as owned:
         with processes.first_process_first():
             if jax.process_index() == 0:

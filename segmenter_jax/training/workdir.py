@@ -144,7 +144,7 @@ def with_origin(description: ModelDescription, workdir: epath.Path) -> ModelDesc
 
 
 def try_saving(mesh: jax.sharding.Mesh, workdir: epath.Path) -> None:
-    """Saves a tiny model and a tiny checkpoint as training does, and removes them.
+    """Saves a tiny model and checkpoint as training does, reads them back, and removes them.
 
     A run needs this at its end, where it is too late to learn that it does not work.
 
@@ -167,6 +167,9 @@ def try_saving(mesh: jax.sharding.Mesh, workdir: epath.Path) -> None:
         save_model(folder / "model", description, params)
         checkpoints = Checkpoints(folder, keep=1)
         checkpoints.save({"step": step}, {}, 0)
+        checkpoints.close()
+        checkpoints = Checkpoints(folder, keep=1)
+        checkpoints.restore({"step": jax.ShapeDtypeStruct((), np.int32, sharding=step.sharding)})
         checkpoints.close()
         processes.barrier("saved")
         _remove(folder)
