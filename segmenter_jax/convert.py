@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
         "checkpoint.pth and variant.yml; the same with model.safetensors",
     )
     add("--overwrite", action="store_true", help="replace OUTPUT if it is a directory of this kind")
+    add("--entry", metavar="NAME", help="which of several sets of weights in SOURCE, say model_ema")
     add("--variant", help="insist on a size, for example L/16")
     add("--image_size", type=_size, help="training size in pixels: 640, or HEIGHTxWIDTH")
     add("--num_classes", type=int, help="classes; another number re-initialises what depends on it")

@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights to start from: model directory, .npz, .pth, .safetensors, https:// or gs:// address of
     # one, or a name such as "augreg/B_16".
     config.init_from = ""
+    config.init_entry = ""  # Which of several sets of weights in that file, say "model_ema".
 
     config.model = ml_collections.ConfigDict()
     config.model.variant = "Ti/16"  # Ti, S, B or L, and the patch size.

@@ -34,6 +34,7 @@ class ConvertOptions:
       position_method: how position embeddings are resized.
       window, stride, base_size: see `ModelDescription`, in pixels.
       seed: of newly initialised parameters.
+      entry: which of several sets of weights in one file.
     """
 
     variant: str | None = None
@@ -50,6 +51,7 @@ class ConvertOptions:
     stride: int | None = None
     base_size: int | None = None
     seed: int = 0
+    entry: str | None = None
 
 
 def convert(
@@ -67,7 +69,7 @@ def convert(
     Raises:
       ValueError: the source cannot be read or explained, or lacks what the options must give.
     """
-    opened = open_source(source, Hints(options.num_heads, options.image_size))
+    opened = open_source(source, Hints(options.num_heads, options.image_size), options.entry)
     config = _target_config(opened, options)
     description = _describe(opened, config, options)
     params, report = adapt(opened, config, options.seed, options.position_method)
@@ -82,6 +84,7 @@ def load_init(
     source: os.PathLike | str,
     target: ModelDescription,
     seed: int,
+    entry: str | None = None,
 ) -> tuple[Params, dict[str, Any], Report]:
     """Starts training from a source of weights.
 
@@ -95,6 +98,7 @@ def load_init(
       source: see `locate.locate`.
       target: the network to train, and how its images are normalised.
       seed: of newly initialised parameters.
+      entry: which of several sets of weights in one file; None takes the only one.
 
     Returns:
       Parameters on the host, where they come from (JSON values, with the sha256 of the source), and
@@ -104,7 +108,7 @@ def load_init(
       ValueError: the source cannot be read or explained, or its encoder is another one.
     """
     config = target.model
-    opened = open_source(source, Hints(config.num_heads, config.image_size))
+    opened = open_source(source, Hints(config.num_heads, config.image_size), entry)
     given = {"position_method": ConvertOptions.position_method, "seed": seed}
     classes = agree(opened.description.get("classes"), target.classes)
     params, report = adapt(opened, config, **given, classes=classes)
@@ -113,7 +117,7 @@ def load_init(
             "the source does not name its classes: they are taken for these, in this order"
         )
     report.warnings += _normalization_warnings(opened, target)
-    return params, _provenance(opened, given, report), report
+    return params, _provenance(opened, given | ({"entry": entry} if entry else {}), report), report
 
 
 def _normalization_warnings(opened: Opened, target: ModelDescription) -> list[str]:

@@ -124,7 +124,9 @@ def initial_params(
     # Readers of foreign formats are needed here only.
     from segmenter_jax.conversion.convert import load_init
 
-    params, origin, report = load_init(config.init_from, description, config.seed)
+    params, origin, report = load_init(
+        config.init_from, description, config.seed, config.init_entry or None
+    )
     logger.info("parameters from %s\n%s", config.init_from, report)
     if jax.process_index() == 0:
         _write_json(workdir / ORIGIN_FILE, origin)

@@ -28,7 +28,7 @@ from tests.tiny import tiny_network
 
 # Fields of a config that may change before a run resumes.
 FREE_FIELDS = {
-    *("total_steps", "batch_size", "grad_accum_steps", "init_from"),
+    *("total_steps", "batch_size", "grad_accum_steps", "init_from", "init_entry"),
     *("model.dtype", "model.attention", "model.remat", "model.scan_layers"),
     *(f"dataset.{n}" for n in ("name", "data_dir", "source", "train_split", "eval_split")),
     *(f"augment.{n}" for n in ("base_size", "aspect_bound", "scale_range", "category_max_ratio")),
