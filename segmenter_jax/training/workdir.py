@@ -14,13 +14,13 @@ from flax.traverse_util import flatten_dict
 
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.manager import Checkpoints
-from segmenter_jax.checkpoints.model_dir import save_model
+from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, save_model
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_params
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
-from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.files import absolute, write_whole
 from segmenter_jax.training import sharding
 
 CONFIG_FILE = "config.json"
@@ -85,6 +85,20 @@ def keep_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """Writes the config of a run that was not refused; process 0 does, others nothing."""
     if jax.process_index() == 0:
         _write_json(workdir / CONFIG_FILE, _json_values(config))
+
+
+def run_config(model: os.PathLike | str) -> dict[str, Any] | None:
+    """Config of the run that a model is of, as JSON values; None for a model of no run.
+
+    Args:
+      model: workdir, or one of the models in it.
+    """
+    path = absolute(model)
+    workdirs = [path, *(path.parents[1] for name in WORKDIR_MODELS if path.match(f"*/{name}"))]
+    file = next((w / CONFIG_FILE for w in workdirs if (w / CONFIG_FILE).exists()), None)
+    if file is None or not any((file.parent / name).exists() for name in WORKDIR_MODELS):
+        return None
+    return json.loads(file.read_text())
 
 
 def _json_values(config: ml_collections.ConfigDict) -> Any:
