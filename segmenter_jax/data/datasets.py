@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,10 @@ def _build(
     name: str, folder: Path, directory: Path, source: PathLike | None, allow_partial: bool
 ) -> None:
     builder = make_builder(name, folder, source, allow_partial=allow_partial)
+    if not sys.stderr.isatty():
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
     # TFDS announces a download of unknown size; its bars go to stderr.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=folder / "downloads", file_format="array_record")
