@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from etils import epath
+
 from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.conversion import reference
 from segmenter_jax.conversion.convert import ConvertOptions, convert
@@ -17,7 +19,8 @@ from segmenter_jax.models.config import Decoder
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.resampling import Method
 from segmenter_jax.runtime.command import run_command
-from segmenter_jax.runtime.files import absolute
+from segmenter_jax.runtime.files import absolute, check_no_pattern
+from segmenter_jax.runtime.ownership import sole_owner
 
 _DESCRIPTION = """\
 Converts weights to a model directory, which every other command takes.
@@ -58,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
         "checkpoint.pth and variant.yml; the same with model.safetensors",
     )
     add("--overwrite", action="store_true", help="replace OUTPUT if it is a directory of this kind")
+    add("--entry", metavar="NAME", help="which of several sets of weights in SOURCE, say model_ema")
     add("--variant", help="insist on a size, for example L/16")
     add("--image_size", type=_size, help="training size in pixels: 640, or HEIGHTxWIDTH")
     add("--num_classes", type=int, help="classes; another number re-initialises what depends on it")
@@ -83,6 +87,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     output = absolute(arguments.output)
+    if arguments.to == "model":
+        check_no_pattern(output)
+    with sole_owner(output, beside=True):
+        _convert(arguments, output)
+
+
+def _convert(arguments: argparse.Namespace, output: epath.Path) -> None:
     if output.exists() and not arguments.overwrite:
         raise ValueError(f"{output}: exists; choose another name or give --overwrite")
     names = [field.name for field in dataclasses.fields(ConvertOptions)]

@@ -1,6 +1,6 @@
 """Evaluates a model, or the predictions of any tool, on a split.
 
-python -m segmenter_jax.evaluate MODEL --dataset NAME --data_dir DIR
+python -m segmenter_jax.evaluate MODEL [--dataset NAME --data_dir DIR]
 """
 
 import argparse
@@ -40,6 +40,8 @@ from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.errors import first_few
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
+from segmenter_jax.runtime.ownership import sole_owner
+from segmenter_jax.training.workdir import run_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +140,12 @@ def _parser() -> argparse.ArgumentParser:
         default="original",
         help="values in the PNG files: those of the dataset's own label files, or 0..K-1",
     )
-    parser.add_argument("--dataset", required=True, help="name of the dataset")
-    parser.add_argument("--data_dir", default=DATA_DIR, help="folder of built datasets")
+    parser.add_argument("--dataset", help="name of the dataset; default: that of the model's run")
+    parser.add_argument(
+        "--data_dir", help=f"folder of built datasets; default: that of the run, else {DATA_DIR}"
+    )
     parser.add_argument("--source", help="folder to build the dataset from, if it is not built")
-    parser.add_argument("--split", default="validation", help="default: %(default)s")
+    parser.add_argument("--split", help="default: that of the run's evaluations, else validation")
     add_protocol_flags(parser)
     parser.add_argument("--save_predictions", metavar="DIR", help="write class ids as PNG files")
     parser.add_argument("--boundary_iou", action="store_true", help="also measure boundaries")
@@ -184,7 +188,27 @@ def _check_dataset(dataset: Dataset, description: ModelDescription) -> None:
         )
 
 
+def _complete(arguments: argparse.Namespace) -> None:
+    """Fills in what is not given: the dataset that the model's run was evaluated on."""
+    config = arguments.model and run_config(arguments.model)
+    run = config["dataset"] if config else {}
+    if arguments.dataset is None and not run:
+        _parser().error("--dataset is missing: the model is of no run that would tell it")
+    same = arguments.dataset in (None, run.get("name"))
+    wanted = {
+        "dataset": run.get("name"),
+        "data_dir": run.get("data_dir", DATA_DIR),
+        "split": run["eval_split"] if run and same else "validation",
+    }
+    missing = {k: v for k, v in wanted.items() if getattr(arguments, k) is None}
+    vars(arguments).update(missing)
+    if run and missing:
+        taken = " ".join(f"--{name}={value}" for name, value in missing.items())
+        print(f"as in the run: {taken}", file=sys.stderr)
+
+
 def _command(arguments: argparse.Namespace) -> None:
+    _complete(arguments)
     wanted = _Wanted(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(_Wanted)})
     overrides = protocol_overrides(arguments)
     keep_freed_memory()
@@ -202,7 +226,9 @@ def _command(arguments: argparse.Namespace) -> None:
     if not labelled:
         wanted.check_unlabelled(f"split {arguments.split!r} of dataset {dataset.name!r}", by_model)
     transform = EvalTransform(spec) if labelled else ImageTransform(spec)
-    with contextlib.closing(eval_examples(source, transform)) as read:
+    folder = wanted.save_predictions
+    owned = sole_owner(folder) if folder else contextlib.nullcontext()
+    with owned, contextlib.closing(eval_examples(source, transform)) as read:
         examples = tqdm(read, total=len(source), unit="image", disable=None)
         if by_model:
             _check_dataset(dataset, predictor.description)

@@ -129,6 +129,7 @@ def _build(arguments: argparse.Namespace) -> int:
         source,
         overwrite=arguments.overwrite,
         allow_partial=getattr(arguments, "allow_partial", False),
+        wait=False,
     )
     print(f"{dataset.name}: {dataset.directory}")
     sheet = ContactSheet(dataset.spec, dict(dataset.splits))

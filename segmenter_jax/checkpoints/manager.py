@@ -1,6 +1,7 @@
 """Checkpoints of a training run: written in the background, whole or not at all."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ _TRANSIENT = (
 
 # Shape and dtype.
 _Leaf = tuple[tuple[int, ...], str]
+_Check = Callable[[dict[str, Any]], None]
 
 
 class CheckpointError(ValueError):
@@ -40,9 +42,9 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The latest states of one run, in `WORKDIR/checkpoints/STEP/`.
 
-    Each holds the train state and the data position, saved together. Saving returns as soon as the
-    values are copied; a directory gets its final name only when everything is in it. With several
-    processes, all of them make the same calls.
+    Each holds the train state and what the run says of its data, saved together. Saving returns as
+    soon as the values are copied; a directory gets its final name only when everything is in it.
+    With several processes, all of them make the same calls.
     """
 
     def __init__(self, workdir: str, keep: int):
@@ -74,7 +76,7 @@ class Checkpoints:
 
         Args:
           state: pytree of arrays. May be donated or changed once this returns.
-          data: JSON values: the data position.
+          data: JSON values: where the run is in its data, and what those are.
           step: number of updates done.
 
         Raises:
@@ -83,7 +85,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        record = {"position": data, "bit_sums": bit_sums(state)}
+        record = {"data": data, "bit_sums": bit_sums(state)}
         try:
             self._manager.save(
                 step,
@@ -94,15 +96,19 @@ class Checkpoints:
         except Exception as error:
             raise self._not_written(error) from error
 
-    def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, target: Any, check: _Check | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Newest whole checkpoint; damaged ones after it are set aside as `STEP.damaged`.
 
         Args:
           target: pytree of `jax.ShapeDtypeStruct` with shardings: the state wanted, on the devices
             wanted, whatever devices it was saved from.
+          check: called with the data of a checkpoint before its state is read; raises a
+            `CheckpointError` for one of another run.
 
         Returns:
-          (state, data position), or None if nothing was ever saved.
+          (state, data), or None if nothing was ever saved.
 
         Raises:
           CheckpointError: the newest whole checkpoint is one of another model; or none is whole;
@@ -115,7 +121,7 @@ class Checkpoints:
         for index in range(processes.broadcast(len(steps))):
             step = processes.broadcast(steps[index] if index < len(steps) else 0)
             path = self._path / str(step)
-            restored, damaged[path] = self._restore_step(path, target, wanted)
+            restored, damaged[path] = self._restore_step(path, target, wanted, check)
             if restored is not None:
                 del damaged[path]
                 self._set_aside(damaged)
@@ -129,12 +135,12 @@ class Checkpoints:
         return None
 
     def _restore_step(
-        self, path: epath.Path, target: Any, wanted: dict[str, _Leaf]
+        self, path: epath.Path, target: Any, wanted: dict[str, _Leaf], check: _Check | None
     ) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
-        """(state and position, ""), or (None, what is wrong); all processes agree."""
+        """(state and data, ""), or (None, what is wrong); all processes agree."""
         verdict, reason, restored = _GOOD, "another process cannot read it", None
         try:
-            restored = _read(path, target, wanted)
+            restored = _read(path, target, wanted, check)
         except Exception as error:  # Orbax raises many types for a damaged directory.
             verdict = _UNUSABLE if _is_no_damage(error) else _DAMAGED
             reason = _reason(error)
@@ -148,7 +154,7 @@ class Checkpoints:
         changed = [name for name in sorted(found) if found[name] != saved.get(name)]
         if changed:
             return None, f"other values than were saved in {len(changed)} arrays: {changed[0]}, ..."
-        return (state, record["position"]), ""
+        return (state, record["data"]), ""
 
     def _set_aside(self, damaged: dict[epath.Path, str]) -> None:
         """Renames checkpoints whose numbers are needed by the run that goes on."""
@@ -182,11 +188,15 @@ class Checkpoints:
             raise self._not_written(error) from error
 
 
-def _read(path: epath.Path, target: Any, wanted: dict[str, _Leaf]) -> tuple[Any, dict[str, Any]]:
+def _read(
+    path: epath.Path, target: Any, wanted: dict[str, _Leaf], check: _Check | None
+) -> tuple[Any, dict[str, Any]]:
     record = ocp.JsonCheckpointHandler().restore(path / _DATA, args=ocp.args.JsonRestore())
-    is_record = isinstance(record, dict) and record.keys() == {"position", "bit_sums"}
+    is_record = isinstance(record, dict) and record.keys() == {"data", "bit_sums"}
     if not is_record or not all(isinstance(value, dict) for value in record.values()):
         raise TypeError(f"{_DATA} holds no data position")
+    if check is not None:
+        check(record["data"])
     # The manager's own restore waits for processes that may have failed.
     handler = ocp.StandardCheckpointHandler()
     _check_fits(handler.metadata(path / _STATE).tree, wanted)

@@ -20,7 +20,7 @@ from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.errors import first_few, first_line
-from segmenter_jax.runtime.files import absolute
+from segmenter_jax.runtime.files import absolute, check_no_pattern
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
@@ -69,9 +69,11 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
       params: parameter tree of the network, of NumPy or (possibly sharded) jax arrays.
 
     Raises:
-      ValueError: the parameters are not those of the network, or `path` holds something else.
+      ValueError: the parameters are not those of the network, `path` holds something else, or
+        what was written cannot be read back.
     """
     path = absolute(path)
+    check_no_pattern(path)
     check_params(params, description.model, "save_model")
     if jax.process_index() == 0:
         recover(path, MODEL_FILE)
@@ -83,6 +85,7 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
     try:
         _write_params(staging(path), params)
         if jax.process_index() == 0:
+            _read_params(staging(path) / PARAMS_FOLDER, description.model)
             publish(path, MODEL_FILE, description.to_json())
     except BaseException:
         if jax.process_index() == 0:
@@ -121,23 +124,25 @@ def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
 
 def _read_model(path: epath.Path) -> tuple[ModelDescription, Params]:
     description = load_description(path)
-    folder = path / PARAMS_FOLDER
+    return description, _read_params(path / PARAMS_FOLDER, description.model)
+
+
+def _read_params(folder: epath.Path, config: SegmenterConfig) -> Params:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         try:
             metadata = checkpointer.metadata(folder).item_metadata.tree
         except Exception as error:
             raise ValueError(f"{folder}: no readable parameters: {first_line(error)}") from error
-        check_params(metadata, description.model, os.fspath(folder))
+        check_params(metadata, config, os.fspath(folder))
         restore = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), metadata
         )
         try:
-            params = checkpointer.restore(
+            return checkpointer.restore(
                 folder, args=ocp.args.PyTreeRestore(metadata, restore_args=restore)
             )
         except Exception as error:
             raise ValueError(f"{folder}: damaged parameters: {first_line(error)}") from error
-    return description, params
 
 
 def load_description(path: os.PathLike | str) -> ModelDescription:

@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights to start from: model directory, .npz, .pth, .safetensors, https:// or gs:// address of
     # one, or a name such as "augreg/B_16".
     config.init_from = ""
+    config.init_entry = ""  # Which of several sets of weights in that file, say "model_ema".
     # How its position embeddings are resized to the crop: "bilinear" as the reference does,
     # "bicubic", or "corner_linear" as Google's own code.
     config.position_method = "bilinear"

@@ -6,7 +6,9 @@ Rules:
     gets their mean, so an image whose further channels are 0 (their mean, after normalisation)
     gives exactly the source's tokens; for fewer, each gets the sum over the source's channels
     divided by the new number, so a grey image gives exactly the source's tokens;
-  - for another number of classes, only the parameters whose shape depends on it stay initialised;
+  - of the parameters with an axis of classes, a class gets what the one of the same name has, and
+    the others stay initialised; without names all is taken for the same number of classes, and
+    nothing for another one;
   - a decoder of another kind or depth stays initialised as a whole;
   - an encoder of another size, patch or set of tokens is an error.
 """
@@ -20,6 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segmenter_jax.conversion.arrays import SourceError
+from segmenter_jax.conversion.class_names import CLASS_AXES, Agreement
 from segmenter_jax.conversion.mapping import Shape
 from segmenter_jax.conversion.opening import Opened
 from segmenter_jax.models import SegmenterConfig
@@ -39,6 +42,7 @@ class Report:
 
     Attributes:
       header: the source, its format and network.
+      classes: which were taken over; empty where nothing decided it.
       mapped: (our name, their name, shape).
       resized: (our name, their shape, our shape, how).
       initialised: (our name, shape, why).
@@ -47,6 +51,7 @@ class Report:
     """
 
     header: str
+    classes: str = ""
     mapped: list[tuple[str, str, Shape]] = dataclasses.field(default_factory=list)
     resized: list[tuple[str, Shape, Shape, str]] = dataclasses.field(default_factory=list)
     initialised: list[tuple[str, Shape, str]] = dataclasses.field(default_factory=list)
@@ -62,7 +67,7 @@ class Report:
             "newly initialised": [f"{n} {shape}: {why}" for n, shape, why in self.initialised],
             "dropped": [f"{n} {shape}: {why}" for n, shape, why in self.dropped],
         }
-        lines = [self.header]
+        lines = [self.header, *([f"classes: {self.classes}"] if self.classes else [])]
         for title, items in groups.items():
             lines.append(f"{title}: {len(self.mapped) if title == 'mapped' else len(items)}")
             lines += [f"  {item}" for item in _collapse(items)]
@@ -94,6 +99,7 @@ def adapt(
     config: SegmenterConfig,
     seed: int,
     position_method: Method,
+    classes: Agreement | None = None,
 ) -> tuple[Params, Report]:
     """Parameters of a network, from a source as far as it goes.
 
@@ -102,6 +108,7 @@ def adapt(
       config: the network wanted.
       seed: of newly initialised parameters.
       position_method: how position embeddings are resized.
+      classes: of the source and of the network, where both have names.
 
     Returns:
       The parameters on the host, and the report.
@@ -114,6 +121,8 @@ def adapt(
     report = Report(_header(opened), dropped=list(opened.dropped))
     report.warnings += [*opened.notes, *_numeric_warnings(source, config)]
     other_decoder = _other_decoder(opened, config)
+    by_name = classes if classes and not classes.whole and not other_decoder else None
+    report.classes = str(by_name or "")
     flat: dict[str, Any] = {}
     for name, leaf in flatten_dict(abstract_params(config), sep="/").items():
         entry = opened.entries.get(name)
@@ -132,6 +141,12 @@ def adapt(
             flat[name] = inflate_patch_kernel(entry.read(), config.in_channels)
             how = f"{source.in_channels} to {config.in_channels} input channels"
             report.resized.append((name, entry.shape, leaf.shape, how))
+        elif by_name and by_name.sources and name in CLASS_AXES:
+            report.resized.append((name, entry.shape, leaf.shape, "classes by name"))
+        elif by_name and name in CLASS_AXES:
+            why = "no class has the name of one in the source"
+            report.initialised.append((name, leaf.shape, why))
+            report.dropped.append((entry.theirs, entry.shape, why))
         elif entry.shape != leaf.shape:
             why = f"{source.num_classes} classes in the source, {config.num_classes} here"
             report.initialised.append((name, leaf.shape, why))
@@ -145,8 +160,11 @@ def adapt(
             for name, entry in opened.entries.items()
             if name.startswith("decoder/")
         ]
-    if missing := [name for name, _, _ in report.initialised]:
+    mixed = [name for name, *_ in report.resized if name in CLASS_AXES]
+    if missing := [*mixed, *(name for name, _, _ in report.initialised)]:
         flat |= init_some_params(config, missing, seed)
+    for name in mixed:
+        flat[name] = by_name.take(name, flat[name], opened.entries[name].read())
     return unflatten_dict(flat, sep="/"), report
 
 

@@ -6,7 +6,6 @@ more memory than its own size.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -14,7 +13,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -27,8 +26,8 @@ MAX_EXPANSION = 20
 MIN_LIMIT_BYTES = 64 * 2**20
 MAX_ARRAYS = 100_000
 
-# Before every name of a model that PyTorch trained on several devices.
-_DATA_PARALLEL = "module."
+# Of dictionaries in a PyTorch file.
+_MAX_DEPTH = 4
 
 # What a damaged archive raises; RuntimeError stands for an encrypted one.
 _ZIP_ERRORS = (
@@ -64,16 +63,28 @@ class LazyArray:
     load: Callable[[], np.ndarray]
 
 
-_Content = tuple[dict[str, LazyArray], dict[str, Any]]
+Values = Mapping[str, Any]
+# See `read_groups`.
+Content = tuple[dict[str, Values], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayFile:
-    """Content of a file: its arrays by name, and other top-level values (of PyTorch files)."""
+    """One set of weights in a file.
+
+    Attributes:
+      path: of the file.
+      arrays: by name, without what stands before all of the names.
+      extra: top-level values of a PyTorch file that hold no arrays.
+      others: names of the other sets of weights in the file.
+      outside: shapes of arrays beside the set in its group.
+    """
 
     path: pathlib.Path
     arrays: dict[str, LazyArray]
     extra: dict[str, Any]
+    others: tuple[str, ...] = ()
+    outside: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def sidecar(self, name: str) -> pathlib.Path | None:
         """A file beside this one: STEM.name, which is this one's alone, else name; None if absent.
@@ -116,24 +127,26 @@ class ArrayFile:
         return values
 
 
-def read_arrays(path: os.PathLike | str) -> ArrayFile:
+def read_groups(path: os.PathLike | str) -> Content:
     """Opens a `.npz`, `.safetensors` or PyTorch file, whatever its name.
+
+    Returns:
+      Groups of arrays, and what else may be among them, by the path of the group in the file, "" at
+      the top; and the values at the top that hold no arrays.
 
     Raises:
       SourceError: not such a file, or one that is damaged or refused.
     """
     path = pathlib.Path(path)
     try:
-        arrays, extra = _reader(path)(path)
+        groups, extra = _reader(path)(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-    _check_limits(path, arrays)
-    if all(name.startswith(_DATA_PARALLEL) for name in arrays):
-        arrays = {name.removeprefix(_DATA_PARALLEL): array for name, array in arrays.items()}
-    return ArrayFile(path, arrays, extra)
+    _check_limits(path, groups)
+    return groups, extra
 
 
-def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], _Content]:
+def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], Content]:
     if path.stat().st_size == 0:
         raise SourceError(f"{path}: the file is empty")
     with path.open("rb") as file:
@@ -158,21 +171,22 @@ def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], _Content]:
     )
 
 
-def _check_limits(path: pathlib.Path, arrays: dict[str, LazyArray]) -> None:
+def _check_limits(path: pathlib.Path, groups: dict[str, Values]) -> None:
+    arrays = [v for group in groups.values() for v in group.values() if isinstance(v, LazyArray)]
     if not arrays:
         raise SourceError(f"{path}: holds no arrays")
     if len(arrays) > MAX_ARRAYS:
         raise SourceError(f"{path}: holds {len(arrays)} arrays, at most {MAX_ARRAYS} allowed")
     limit = max(MIN_LIMIT_BYTES, MAX_EXPANSION * path.stat().st_size)
     # float32 is what they become.
-    claimed = sum(4 * math.prod(array.shape) for array in arrays.values())
+    claimed = sum(4 * math.prod(array.shape) for array in arrays)
     if claimed > limit:
         raise SourceError(
             f"{path}: its arrays claim {claimed} bytes, more than the {limit} allowed for its size"
         )
 
 
-def _read_npz(path: pathlib.Path) -> _Content:
+def _read_npz(path: pathlib.Path) -> Content:
     arrays = {}
     # Stays open for the arrays to be read: finding its members is what takes long.
     archive = zipfile.ZipFile(path)
@@ -195,7 +209,7 @@ def _read_npz(path: pathlib.Path) -> _Content:
             dtype = np.dtype(ml_dtypes.bfloat16)
         known = dtype if dtype.kind == "f" or dtype == ml_dtypes.bfloat16 else None
         arrays[member[:-4]] = LazyArray(shape, known, _npz_loader(archive, member, dtype))
-    return arrays, {}
+    return {"": arrays}, {}
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -222,7 +236,7 @@ def _npz_loader(archive: zipfile.ZipFile, member: str, dtype: np.dtype) -> Calla
     return load
 
 
-def _read_safetensors(path: pathlib.Path) -> _Content:
+def _read_safetensors(path: pathlib.Path) -> Content:
     import safetensors
 
     def loader(name: str) -> Callable[[], np.ndarray]:
@@ -243,10 +257,10 @@ def _read_safetensors(path: pathlib.Path) -> _Content:
                 )
     except safetensors.SafetensorError as error:
         raise SourceError(f"{path}: damaged .safetensors file: {first_line(error)}") from None
-    return arrays, {}
+    return {"": arrays}, {}
 
 
-def _read_torch(path: pathlib.Path) -> _Content:
+def _read_torch(path: pathlib.Path) -> Content:
     try:
         import torch
     except ImportError:
@@ -270,29 +284,31 @@ def _read_torch(path: pathlib.Path) -> _Content:
     return _torch_arrays(path, content)
 
 
-def _torch_arrays(path: pathlib.Path, content: Any) -> _Content:
+def _torch_arrays(path: pathlib.Path, content: Any) -> Content:
     import torch
 
     if not isinstance(content, dict):
         raise SourceError(f"{path}: holds a {type(content).__name__}, expected a state dict")
-    state, extra = content, {}
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            state = content[key]
-            extra = {name: value for name, value in content.items() if name != key}
-            break
 
-    def loader(tensor: Any) -> Callable[[], np.ndarray]:
-        return lambda: tensor.detach().float().contiguous().numpy()
+    def is_tensor(value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.layout == torch.strided
 
-    arrays = {}
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise SourceError(f"{path}: entry {name!r} is no tensor but {_kind(value)}")
-        kind = np.dtype(np.float32) if value.is_floating_point() else None
-        arrays[str(name)] = LazyArray(tuple(value.shape), kind, loader(value))
-    return arrays, extra
+    def lazy(tensor: Any) -> LazyArray:
+        kind = np.dtype(np.float32) if tensor.is_floating_point() else None
+        return LazyArray(
+            tuple(tensor.shape), kind, lambda: tensor.detach().float().contiguous().numpy()
+        )
 
+    groups: dict[str, Values] = {}
 
-def _kind(value: Any) -> str:
-    return json.dumps(value)[:60] if isinstance(value, str | int | float) else type(value).__name__
+    def walk(keys: tuple[str, ...], values: dict[Any, Any]) -> None:
+        if any(map(is_tensor, values.values())):
+            groups[".".join(keys)] = {
+                str(name): lazy(v) if is_tensor(v) else v for name, v in values.items()
+            }
+        for name, value in values.items():
+            if isinstance(value, dict) and len(keys) < _MAX_DEPTH:
+                walk((*keys, str(name)), value)
+
+    walk((), content)
+    return groups, {name: value for name, value in content.items() if str(name) not in groups}

@@ -8,6 +8,7 @@ from typing import Any
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion.adapt import Report, adapt
 from segmenter_jax.conversion.arrays import SourceError
+from segmenter_jax.conversion.class_names import agree, placeholder_names
 from segmenter_jax.conversion.download import sha256_of
 from segmenter_jax.conversion.opening import Hints, Opened, normalized_as
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
@@ -33,6 +34,7 @@ class ConvertOptions:
       position_method: how position embeddings are resized.
       window, stride, base_size: see `ModelDescription`, in pixels.
       seed: of newly initialised parameters.
+      entry: which of several sets of weights in one file.
     """
 
     variant: str | None = None
@@ -49,6 +51,7 @@ class ConvertOptions:
     stride: int | None = None
     base_size: int | None = None
     seed: int = 0
+    entry: str | None = None
 
 
 def convert(
@@ -66,7 +69,7 @@ def convert(
     Raises:
       ValueError: the source cannot be read or explained, or lacks what the options must give.
     """
-    opened = open_source(source, Hints(options.num_heads, options.image_size))
+    opened = open_source(source, Hints(options.num_heads, options.image_size), options.entry)
     config = _target_config(opened, options)
     description = _describe(opened, config, options)
     params, report = adapt(opened, config, options.seed, options.position_method)
@@ -82,19 +85,21 @@ def load_init(
     target: ModelDescription,
     seed: int,
     position_method: Method = "bilinear",
+    entry: str | None = None,
 ) -> tuple[Params, dict[str, Any], Report]:
     """Starts training from a source of weights.
 
-    Everything that fits is taken: the encoder always, the decoder where it is of the same kind.
-    Parameters that depend on the number of classes are newly initialised if it differs. `target`
-    decides how the model computes; if the source was trained with another `layer_norm_eps`, `gelu`
-    or normalisation, the report warns.
+    Everything that fits is taken: the encoder always, the decoder where it is of the same kind; of
+    its parameters for single classes, those of classes of the same names. `target` decides how the
+    model computes; if the source was trained with another `layer_norm_eps`, `gelu` or
+    normalisation, the report warns.
 
     Args:
       source: see `locate.locate`.
       target: the network to train, and how its images are normalised.
       seed: of newly initialised parameters.
       position_method: how position embeddings are resized.
+      entry: which of several sets of weights in one file; None takes the only one.
 
     Returns:
       Parameters on the host, where they come from (JSON values, with the sha256 of the source), and
@@ -104,11 +109,16 @@ def load_init(
       ValueError: the source cannot be read or explained, or its encoder is another one.
     """
     config = target.model
-    opened = open_source(source, Hints(config.num_heads, config.image_size))
+    opened = open_source(source, Hints(config.num_heads, config.image_size), entry)
     given = {"position_method": position_method, "seed": seed}
-    params, report = adapt(opened, config, **given)
+    classes = agree(opened.description.get("classes"), target.classes)
+    params, report = adapt(opened, config, **given, classes=classes)
+    if classes is None and opened.has_decoder and config.num_classes == opened.config.num_classes:
+        report.warnings.append(
+            "the source does not name its classes: they are taken for these, in this order"
+        )
     report.warnings += _normalization_warnings(opened, target)
-    return params, _provenance(opened, given, report), report
+    return params, _provenance(opened, given | ({"entry": entry} if entry else {}), report), report
 
 
 def _normalization_warnings(opened: Opened, target: ModelDescription) -> list[str]:
@@ -168,7 +178,7 @@ def _describe(opened: Opened, config: SegmenterConfig, options: ConvertOptions) 
     if config.image_size != opened.config.image_size:
         known.pop("window", None)
         known.pop("stride", None)
-    known.setdefault("classes", tuple(f"class {i}" for i in range(num_classes)))
+    known.setdefault("classes", placeholder_names(num_classes))
     known.setdefault("colors", spread_colors(num_classes))
     for field in ("window", "stride", "base_size"):
         if (value := getattr(options, field)) is not None:

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Collection
 
 from etils import epath
 from flax.traverse_util import flatten_dict
 
 from segmenter_jax.checkpoints.model_dir import MODEL_FILE, PARAMS_FOLDER, load_model
 from segmenter_jax.conversion import google, mmseg, reference, timm
-from segmenter_jax.conversion.arrays import SourceError, read_arrays
+from segmenter_jax.conversion.arrays import SourceError
+from segmenter_jax.conversion.entries import read_arrays
 from segmenter_jax.conversion.locate import locate
 from segmenter_jax.conversion.opening import Entry, Format, Hints, Opened
 
@@ -18,28 +20,39 @@ FORMATS: tuple[Format, ...] = (google, reference, mmseg, timm)
 MODEL_DIRECTORY = "segmenter_jax"
 
 
-def open_source(source: os.PathLike | str, hints: Hints) -> Opened:
+def open_source(source: os.PathLike | str, hints: Hints, entry: str | None = None) -> Opened:
     """Opens a source of weights and checks every name and shape in it.
 
     Args:
       source: see `locate.locate`.
       hints: what the source may not say.
+      entry: which of several sets of weights in one file; None takes the only one.
 
     Raises:
       ValueError: nothing readable is there, or something in it has no explanation.
     """
     place = locate(source)
     if place.is_model:
+        if entry is not None:
+            raise SourceError(f"{place.path}: a model directory has one set of weights, no entries")
         return _open_model(place.path)
-    file = read_arrays(place.path)
+    file = read_arrays(place.path, _known, entry)
     for form in FORMATS:
         if form.detect(file.arrays):
-            return form.open(file, hints)
+            opened = form.open(file, hints)
+            beside = "beside the model's own arrays"
+            outside = [(name, shape, beside) for name, shape in file.outside.items()]
+            notes = (*opened.notes, *(f"not read: entry {other!r}" for other in file.others))
+            return dataclasses.replace(opened, dropped=outside + opened.dropped, notes=notes)
     raise SourceError(
         f"{file.path}: its arrays follow none of the known naming schemes "
         f"({', '.join(form.NAME for form in FORMATS)}); it begins with "
         f"{', '.join(sorted(file.arrays)[:3])}"
     )
+
+
+def _known(names: Collection[str]) -> bool:
+    return any(form.detect(names) for form in FORMATS)
 
 
 def _open_model(folder: epath.Path) -> Opened:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from segmenter_jax.data.specs import BENCHMARKS, DatasetSpec
 from segmenter_jax.data.staging import build_folder, move_to_place
 from segmenter_jax.data.traps import SCENE_PARSE150
 from segmenter_jax.runtime.errors import DataError, first_few
+from segmenter_jax.runtime.ownership import sole_owner
 
 # Default folder of built datasets, that of TFDS itself.
 DATA_DIR = "~/tensorflow_datasets"
@@ -163,6 +165,7 @@ def build_dataset(
     *,
     overwrite: bool = False,
     allow_partial: bool = False,
+    wait: bool = True,
 ) -> Dataset:
     """Builds a dataset if it is missing, and opens it.
 
@@ -173,12 +176,13 @@ def build_dataset(
         `images/SPLIT`, `annotations/SPLIT` and `classes.json`.
       overwrite: build again what is there already.
       allow_partial: accept a benchmark whose numbers of records are not the published ones.
+      wait: for the end of another process that builds it, instead of an error.
 
     Returns:
       The dataset.
 
     Raises:
-      ValueError: the name is not known and there is no source.
+      ValueError: the name is not known and there is no source, or another process builds it.
       DataError: the source is not what it has to be, in structure or in any record, or has changed
         since the dataset was built. Nothing is left behind.
     """
@@ -189,15 +193,26 @@ def build_dataset(
         raise ValueError(_no_source_message(name, source))
     if name not in GENERATED and source is None:
         raise ValueError(_missing_message(name, data_dir, source))
-    with build_folder(directory) as folder:
-        builder = make_builder(name, folder, source, allow_partial=allow_partial)
-        # TFDS announces a download of unknown size; its bars go to stderr.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                download_dir=folder / "downloads", file_format="array_record"
-            )
-        move_to_place(folder / name / VERSION, directory, overwrite=overwrite)
+    with sole_owner(directory.parent, wait=wait):
+        # Another process may have built it meanwhile.
+        if overwrite or not directory.is_dir():
+            with build_folder(directory) as folder:
+                _build(name, folder, directory, source, allow_partial)
     return open_dataset(name, data_dir, source)
+
+
+def _build(
+    name: str, folder: Path, directory: Path, source: PathLike | None, allow_partial: bool
+) -> None:
+    builder = make_builder(name, folder, source, allow_partial=allow_partial)
+    if not sys.stderr.isatty():
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
+    # TFDS announces a download of unknown size; its bars go to stderr.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=folder / "downloads", file_format="array_record")
+    move_to_place(folder / name / VERSION, directory)
 
 
 def built_datasets(data_dir: PathLike) -> list[str]:

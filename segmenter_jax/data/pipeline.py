@@ -43,12 +43,16 @@ class Stream(Iterator[dict[str, Any]]):
 
     def __init__(self, dataset: grain.IterDataset, *, reads_here: bool = True):
         self._iterator = iter(dataset)
+        self._reads_here = reads_here
         self._opencv_threads = cv2.getNumThreads() if reads_here else 1
         if reads_here:
             cv2.setNumThreads(0)
 
     def __next__(self) -> dict[str, Any]:
-        return next(self._iterator)
+        example = next(self._iterator)
+        # Arrays of other processes are in shared memory, which their last user has to remove: that
+        # would be JAX, which on a CPU keeps arrays as they are until this process has ended.
+        return example if self._reads_here else {k: np.array(v) for k, v in example.items()}
 
     def __enter__(self) -> "Stream":
         return self

@@ -3,6 +3,7 @@
 import difflib
 import importlib.machinery
 import importlib.util
+import itertools
 import pathlib
 import pkgutil
 import re
@@ -13,15 +14,41 @@ from collections.abc import Sequence
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from segmenter_jax.runtime.errors import first_line, one_line
 
 _SHIPPED = "segmenter_jax.configs"
+_NONE = "None"
 
 
 class ConfigFlagError(flags.Error):
     """The config cannot be used, or has no field that an override names."""
+
+
+class _OptionalParser(flags.ArgumentParser):
+    """Takes "None" beside what another parser takes; `_check_fields` knows where it may stand."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+
+    def flag_type(self) -> str:
+        """What `--help` calls a value."""
+        return self._parser.flag_type()
+
+    def parse(self, argument: object) -> object:
+        """The value of an override."""
+        return None if argument == _NONE else self._parser.parse(argument)
+
+
+# ml_collections takes None for a placeholder in a file, but not on the command line.
+for _type, _parser in (
+    (bool, flags.BooleanParser()),
+    (float, flags.FloatParser()),
+    (int, flags.IntegerParser()),
+    (str, flags.ArgumentParser()),
+):
+    config_flags.register_flag_parser_for_type(_type, _OptionalParser(_parser))
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -120,22 +147,38 @@ def _failure(error: Exception, path: str) -> str:
 
 
 def _check_fields(config: ml_collections.ConfigDict, name: str, argv: Sequence[str]) -> None:
-    """Raises on overrides of fields that a config does not have.
+    """Raises on overrides of fields that a config does not have, or that need a value.
 
     ml_collections names only the last part of such a field, or fails at indexing a string.
     """
     # `config_flags` takes the overrides from there as well.
-    for argument in argv:
-        match = re.match(rf"--?(?:no)?{re.escape(name)}\.([\w.]+)", argument)
-        group, place = config, name
-        for field in match[1].split(".") if match else ():
-            fields = list(group) if isinstance(group, ml_collections.ConfigDict) else []
-            if field not in fields:
-                if not fields:
-                    raise ConfigFlagError(f"{match[0]}: {place} is a value and has no fields")
-                # All of them, the likeliest first.
-                likely = difflib.get_close_matches(field, fields, len(fields), cutoff=0)
-                raise ConfigFlagError(
-                    f"{match[0]}: {place} has no field {field!r}, but {', '.join(likely)}"
-                )
+    for argument, following in itertools.zip_longest(argv, argv[1:]):
+        match = re.match(rf"(?s)--?(?:no)?{re.escape(name)}\.([\w.]+)(?:=(.*))?$", argument)
+        if not match:
+            continue
+        word = argument.partition("=")[0]
+        group, field = _find_field(config, name, match[1].split("."), word)
+        value = following if match[2] is None else match[2]
+        fields = dict(group.items(preserve_field_references=True))
+        if value == _NONE and not isinstance(fields[field], config_dict.FieldReference):
+            raise ConfigFlagError(f"{word}={_NONE}: this field needs a value")
+
+
+def _find_field(
+    config: ml_collections.ConfigDict, name: str, path: Sequence[str], word: str
+) -> tuple[ml_collections.ConfigDict, str]:
+    """The group that holds a field, and its name there."""
+    group, place = config, name
+    for i, field in enumerate(path):
+        fields = list(group) if isinstance(group, ml_collections.ConfigDict) else []
+        if field not in fields:
+            if not fields:
+                raise ConfigFlagError(f"{word}: {place} is a value and has no fields")
+            # All of them, the likeliest first.
+            likely = difflib.get_close_matches(field, fields, len(fields), cutoff=0)
+            raise ConfigFlagError(
+                f"{word}: {place} has no field {field!r}, but {', '.join(likely)}"
+            )
+        if i + 1 < len(path):
             group, place = group[field], f"{place}.{field}"
+    return group, path[-1]

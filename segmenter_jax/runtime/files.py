@@ -21,6 +21,27 @@ def is_local(path: os.PathLike | str) -> bool:
     return "://" not in os.fspath(path)
 
 
+# What `glob` takes for a pattern.
+_PATTERN = frozenset("*?[\\")
+
+
+def check_no_pattern(path: os.PathLike | str) -> None:
+    """Refuses a path to write to that would be taken for a pattern.
+
+    Orbax looks for the parts of what it has written with `glob`, without escaping their path, and
+    passes over parts that it does not find.
+
+    Raises:
+      ValueError: the path, made absolute, holds such a character.
+    """
+    path = absolute(path)
+    if found := sorted(_PATTERN & set(os.fspath(path))):
+        raise ValueError(
+            f"{path}: models and checkpoints cannot be saved below a path with {' '.join(found)}, "
+            "which Orbax takes for a pattern; choose one without"
+        )
+
+
 @contextlib.contextmanager
 def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
     """Gives a place to write a file to, which moves to `path` at the end of the block.

@@ -229,6 +229,8 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
         value = operator.attrgetter(name)(config)
         if not value >= least:
             raise ValueError(f"config.{name} must be at least {least}, got {value}")
+    if config.init_entry and not config.init_from:
+        raise ValueError(f"config.init_entry={config.init_entry!r} is of a file; give init_from")
     if config.optimizer.freeze_encoder and not config.init_from:
         logger.warning("optimizer.freeze_encoder without init_from: the encoder stays random")
 

@@ -5,7 +5,6 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import ml_collections
@@ -19,8 +18,9 @@ from segmenter_jax.checkpoints.manager import CheckpointError, Checkpoints
 from segmenter_jax.data.pipeline import Stream, train_batches
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.compilation import logged_compilation
-from segmenter_jax.runtime.console import logger
-from segmenter_jax.runtime.files import absolute
+from segmenter_jax.runtime.console import Warnings, logger, warnings_last
+from segmenter_jax.runtime.files import absolute, check_no_pattern
+from segmenter_jax.runtime.ownership import sole_owner
 from segmenter_jax.training import experiment as experiments
 from segmenter_jax.training.diagnostics import (
     StepProfile,
@@ -30,6 +30,7 @@ from segmenter_jax.training.diagnostics import (
     temporary_bytes,
 )
 from segmenter_jax.training.experiment import Experiment
+from segmenter_jax.training.resume import data_record, restore_or_init
 from segmenter_jax.training.run_log import RunLog
 from segmenter_jax.training.state import TrainState
 from segmenter_jax.training.step_metrics import Progress
@@ -37,7 +38,7 @@ from segmenter_jax.training.stop_request import StopRequest
 from segmenter_jax.training.validation import SCORE, Validation
 from segmenter_jax.training.workdir import (
     check_same_run,
-    initial_params,
+    keep_config,
     try_saving,
     with_origin,
 )
@@ -48,35 +49,6 @@ ABANDON_SECONDS = 20
 
 def _count(noun: str, number: int) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _restore_or_init(
-    experiment: Experiment, checkpoints: Checkpoints, workdir: epath.Path
-) -> TrainState:
-    program = experiment.program
-    restored = checkpoints.restore(program.abstract_state())
-    if restored is None:
-        return program.place(initial_params(experiment.config, experiment.description, workdir))
-    state, position = restored
-    logger.info("resumed at step %d", int(state.step))
-    expected = _data_position(experiment, int(state.step))
-    if position != expected:
-        logger.warning(
-            "the data order changes here: it was saved as %s, and is now %s", position, expected
-        )
-    return state
-
-
-def _data_position(experiment: Experiment, step: int) -> dict[str, Any]:
-    """The order of the data is a function of these values and of nothing else."""
-    config = experiment.config
-    return {
-        "next_batch": step,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "dataset": config.dataset.name,
-        "num_records": experiment.dataset.splits[config.dataset.train_split],
-    }
 
 
 def _batches(experiment: Experiment, start_step: int) -> Stream:
@@ -114,6 +86,7 @@ class _Loop:
     def __post_init__(self) -> None:
         self.config = self.experiment.config
         self.step = int(self.state.step)
+        self.nothing_to_do = self.step == self.config.total_steps
         self.progress = Progress(self.step, self.config.optimizer.max_skipped_updates)
         self.watchdog = Watchdog(self.config.log.stall_seconds)
         self.stopped = False
@@ -139,6 +112,8 @@ class _Loop:
                 logger.info("%s: saving step %d and leaving", self.stop.reason, self.step)
                 self._save()
                 return None
+        if self.nothing_to_do and not self.results:
+            logger.info("already at step %d of %d: nothing to do", self.step, total)
         return self.results
 
     def _train_step(self, batch: dict[str, np.ndarray], bar: tqdm) -> None:
@@ -220,8 +195,8 @@ class _Loop:
 
     def _save(self) -> None:
         with self._between_steps():
-            position = _data_position(self.experiment, self.step)
-            self.checkpoints.save(self.state, position, self.step)
+            record = data_record(self.experiment, self.step)
+            self.checkpoints.save(self.state, record, self.step)
 
     def close(self) -> None:
         """Waits for background writes."""
@@ -263,24 +238,41 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
       ProcessError: another process of the run failed.
     """
     workdir = absolute(workdir)
-    # A dataset that is not there yet is built once.
-    with processes.first_process_first():
-        experiment = experiments.build(config)
-        workdir.mkdir(parents=True, exist_ok=True)
-        check_same_run(config, workdir)
-    mesh = experiment.program.mesh
+    check_no_pattern(workdir)
+    with warnings_last() as warnings, contextlib.ExitStack() as owned:
+        with processes.first_process_first():
+            if jax.process_index() == 0:
+                owned.enter_context(sole_owner(workdir))
+            # A dataset that is not there yet is built once.
+            experiment = experiments.build(config)
+            workdir.mkdir(parents=True, exist_ok=True)
+            check_same_run(config, workdir)
+        return _train(experiment, workdir, warnings)
+
+
+def _train(
+    experiment: Experiment, workdir: epath.Path, warnings: Warnings
+) -> dict[str, float] | None:
+    """See `train_and_evaluate`; the workdir is this run's own."""
+    config, mesh = experiment.config, experiment.program.mesh
     processes.connect(mesh)
     try_saving(mesh, workdir)
     with StopRequest() as stop:
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-        state = _restore_or_init(experiment, checkpoints, workdir)
+        state, resumed = restore_or_init(experiment, checkpoints, workdir)
+        step = int(state.step)
+        if step > config.total_steps:
+            logger.warning("already at step %d of %d: nothing to do", step, config.total_steps)
+            checkpoints.close()
+            return {}
+        keep_config(config, workdir)
         description = with_origin(experiment.description, workdir)
         experiment = dataclasses.replace(experiment, description=description)
-        _log_run(experiment, state)
-        step = int(state.step)
+        _log_run(experiment, state, resumed)
         log = RunLog(workdir, step, enabled=jax.process_index() == 0)
         validation = Validation(experiment, workdir, log)
         profile = StepProfile(workdir, step, config.log.profile_steps)
+        warnings.show()
         loop = _Loop(experiment, state, checkpoints, log, validation, profile, stop)
         try:
             results = loop.run()
@@ -293,12 +285,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         return results
 
 
-def _log_run(experiment: Experiment, state: TrainState) -> None:
+def _log_run(experiment: Experiment, state: TrainState, resumed: bool) -> None:
     program, batch_size = experiment.program, experiment.config.batch_size
     dtype = program.model.config.compute_dtype(program.mesh)
+    if not resumed:
+        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        logger.info("%s", table)
     logger.info(
-        "%s\n%s, %s, batch %d, compute %s",
-        parameter_overview.get_parameter_overview(state.params, include_stats=False),
+        "%s parameters, %s, %s, batch %d, compute %s",
+        f"{parameter_overview.count_parameters(state.params):,}",
         _count("device", program.mesh.size),
         _count("host", jax.process_count()),
         batch_size,

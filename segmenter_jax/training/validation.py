@@ -53,7 +53,7 @@ class Validation:
         self._engine = SlidingWindow(
             program.model, experiment.settings, mean=d.mean, std=d.std, devices=devices
         )
-        self._best = _saved_score(workdir / BEST)
+        self._best = self._saved_score()
 
     def run(self, params: Any, step: int, stop: StopRequest) -> dict[str, float] | None:
         """Evaluates, saves the model, and logs.
@@ -116,6 +116,34 @@ class Validation:
 
         return write
 
+    def _scored_on(self) -> dict[str, Any]:
+        """What scores must have in common to be compared, as JSON values."""
+        config, dataset = self._experiment.config, self._experiment.dataset
+        split = config.dataset.eval_split
+        return {
+            "dataset": dataset.name,
+            "split": split,
+            "num_images": dataset.splits[split],
+            "protocol": self._engine.settings.protocol(),
+        }
+
+    def _saved_score(self) -> float:
+        """Score of the best model so far; below every score if there is none to compare with."""
+        try:
+            provenance = load_description(self._workdir / BEST).provenance
+            score, theirs = float(provenance["mean_iou"]), provenance["scored_on"]
+        except ValueError:
+            return -1.0
+        if theirs == (ours := self._scored_on()):
+            return score
+        changes = [f"{k} was {theirs[k]!r}, is {ours[k]!r}" for k in ours if theirs[k] != ours[k]]
+        logger.warning(
+            "the next evaluation replaces %s, whose score is not comparable: %s",
+            BEST,
+            "; ".join(changes),
+        )
+        return -1.0
+
     def _save(self, params: Any, report: SegmentationReport, step: int) -> None:
         # A split without a labelled pixel has no score.
         score = None if math.isnan(report.mean_iou) else report.mean_iou
@@ -123,7 +151,7 @@ class Validation:
         provenance = d.provenance | {
             "step": step,
             "mean_iou": score,
-            "protocol": report.protocol,
+            "scored_on": self._scored_on(),
         }
         # How this machine computed is no property of the weights.
         model = dataclasses.replace(d.model, attention="auto", remat=False, scan_layers=False)
@@ -135,11 +163,3 @@ class Validation:
         if jax.process_index() == 0:
             with write_whole(self._workdir / REPORT_FILE) as part:
                 part.write_text(report.to_json())
-
-
-def _saved_score(path: epath.Path) -> float:
-    """Score of the best model that an interrupted run left; below every score if there is none."""
-    try:
-        return float(load_description(path).provenance["mean_iou"])
-    except ValueError:
-        return -1.0

@@ -14,13 +14,13 @@ from flax.traverse_util import flatten_dict
 
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.manager import Checkpoints
-from segmenter_jax.checkpoints.model_dir import save_model
+from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, save_model
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_params
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
-from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.files import absolute, write_whole
 from segmenter_jax.training import sharding
 
 CONFIG_FILE = "config.json"
@@ -57,34 +57,54 @@ SWITCHED_FIELDS = frozenset({"ema_decay", "optimizer.freeze_encoder"})
 
 
 def check_same_run(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Saves the config; before a resume, reports what changed and refuses what cannot change.
+    """Before a resume, reports what changed in the config and refuses what cannot change.
 
     Args:
       config: see configs/common.py.
-      workdir: of the run.
+      workdir: of the run; nothing is written to it.
 
     Raises:
       ValueError: the checkpoints of the run do not fit the config; names the fields.
     """
     path = workdir / CONFIG_FILE
-    new = json.loads(json.dumps(config.to_dict()))
-    if path.exists():
-        was, now = (flatten_dict(c, sep=".") for c in (json.loads(path.read_text()), new))
-        changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
-        # A field that an older config does not have says nothing about its checkpoints.
-        refused = [name for name in changed if name in was and _fixed(name, was[name], now)]
-        if refused:
-            listed = "; ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in refused)
-            raise ValueError(f"{workdir} holds a run of another config: {listed}")
-        for name in changed:
-            logger.warning(
-                "config.%s was %r when this run began, is now %r",
-                name,
-                was.get(name),
-                now.get(name),
-            )
+    if not path.exists():
+        return
+    values = json.loads(path.read_text()), _json_values(config)
+    was, now = (flatten_dict(value, sep=".") for value in values)
+    changed = [name for name in sorted(was | now) if was.get(name) != now.get(name)]
+    # A field that an older config does not have says nothing about its checkpoints.
+    refused = [name for name in changed if name in was and _fixed(name, was[name], now)]
+    if refused:
+        listed = "; ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in refused)
+        raise ValueError(f"{workdir} holds a run of another config: {listed}")
+    for name in changed:
+        logger.warning(
+            "config.%s was %r when this run began, is now %r", name, was.get(name), now.get(name)
+        )
+
+
+def keep_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Writes the config of a run that was not refused; process 0 does, others nothing."""
     if jax.process_index() == 0:
-        _write_json(path, new)
+        _write_json(workdir / CONFIG_FILE, _json_values(config))
+
+
+def run_config(model: os.PathLike | str) -> dict[str, Any] | None:
+    """Config of the run that a model is of, as JSON values; None for a model of no run.
+
+    Args:
+      model: workdir, or one of the models in it.
+    """
+    path = absolute(model)
+    workdirs = [path, *(path.parents[1] for name in WORKDIR_MODELS if path.match(f"*/{name}"))]
+    file = next((w / CONFIG_FILE for w in workdirs if (w / CONFIG_FILE).exists()), None)
+    if file is None or not any((file.parent / name).exists() for name in WORKDIR_MODELS):
+        return None
+    return json.loads(file.read_text())
+
+
+def _json_values(config: ml_collections.ConfigDict) -> Any:
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _fixed(name: str, was: Any, now: dict[str, Any]) -> bool:
@@ -121,7 +141,11 @@ def initial_params(
     from segmenter_jax.conversion.convert import load_init
 
     params, origin, report = load_init(
-        config.init_from, description, config.seed, config.position_method
+        config.init_from,
+        description,
+        config.seed,
+        config.position_method,
+        config.init_entry or None,
     )
     logger.info("parameters from %s\n%s", config.init_from, report)
     if jax.process_index() == 0:
@@ -142,7 +166,7 @@ def with_origin(description: ModelDescription, workdir: epath.Path) -> ModelDesc
 
 
 def try_saving(mesh: jax.sharding.Mesh, workdir: epath.Path) -> None:
-    """Saves a tiny model and a tiny checkpoint as training does, and removes them.
+    """Saves a tiny model and checkpoint as training does, reads them back, and removes them.
 
     A run needs this at its end, where it is too late to learn that it does not work.
 
@@ -165,6 +189,9 @@ def try_saving(mesh: jax.sharding.Mesh, workdir: epath.Path) -> None:
         save_model(folder / "model", description, params)
         checkpoints = Checkpoints(folder, keep=1)
         checkpoints.save({"step": step}, {}, 0)
+        checkpoints.close()
+        checkpoints = Checkpoints(folder, keep=1)
+        checkpoints.restore({"step": jax.ShapeDtypeStruct((), np.int32, sharding=step.sharding)})
         checkpoints.close()
         processes.barrier("saved")
         _remove(folder)

@@ -98,6 +98,31 @@ def test_a_failed_write_leaves_the_old_model(tmp_path, params, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+def test_what_cannot_be_read_back_does_not_replace_a_model(tmp_path, params, monkeypatch):
+    save_model(tmp_path / "m", description(), params)
+    write = ocp.Checkpointer.save
+
+    def write_a_part(self, folder, *args, **options):
+        write(self, folder, *args, **options)
+        # As where its parts are never merged.
+        (folder / "manifest.ocdbt").unlink()
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", write_a_part)
+    with pytest.raises(ValueError, match=r"params: (no readable|damaged) parameters"):
+        save_model(tmp_path / "m", description(window=32, stride=32), params)
+    assert load_model(tmp_path / "m")[0] == description()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_models_are_not_written_where_they_could_not_be_read(tmp_path, params):
+    with pytest.raises(ValueError, match=r"a path with \[, which Orbax takes for a pattern"):
+        save_model(tmp_path / "x[1]" / "m", description(), params)
+    assert list(tmp_path.iterdir()) == []
+    save_model(tmp_path / "m", description(), params)
+    moved = (tmp_path / "m").rename(tmp_path / "m[1]")
+    assert_same(params, load_model(moved)[1])
+
+
 def test_a_replacement_that_fails_on_an_object_store_loses_nothing(tmp_path, params, monkeypatch):
     monkeypatch.setattr(atomic, "is_local", lambda path: False)
     best = tmp_path / "model" / "best"

@@ -1,17 +1,21 @@
 """Training that starts from foreign weights: what is taken, and what is said about it."""
 
+import dataclasses
 import hashlib
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.conversion import convert as conversion
 from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import init_params
 from tests.golden_params import golden_config
+from tests.tiny import tiny_network
 
 GOOGLE = "google_vit_augreg.npz"
 
@@ -58,6 +62,55 @@ def test_init_from_another_decoder_drops_it(golden_dir):
     assert {e[2] for e in report.initialised} == {
         "mask decoder of 2 layers in the source, linear decoder here"
     }
+
+
+@pytest.mark.parametrize("decoder", ["mask", "linear"])
+def test_init_from_takes_classes_by_their_names(tmp_path, decoder):
+    def network(names):
+        config = tiny_network(num_classes=len(names), image_size=(16, 16), decoder=decoder)
+        return dataclasses.replace(described(config), classes=names)
+
+    source = network(("sky", "road", "car"))
+    params = jax.device_get(init_params(source.model, seed=1))
+    # Distinct values also where fresh parameters are all alike.
+    params = jax.tree.map(lambda x: x + np.arange(x.size, dtype="f4").reshape(x.shape), params)
+    save_model(tmp_path / "source", source, params)
+    target = network(("car", "Road", "tree", "sea"))
+    found, _, report = conversion.load_init(tmp_path / "source", target, seed=2)
+    assert_same(found["encoder"], params["encoder"])
+    assert report.classes == (
+        "2 taken over by name: car, Road; 2 newly initialised: tree, sea; 1 left in the source: sky"
+    )
+    assert f"classes: {report.classes}" in str(report)
+    fresh = jax.device_get(init_params(target.model, seed=2))
+    axes = (
+        {"class_embedding": 1, "mask_norm/scale": 0, "mask_norm/bias": 0}
+        if decoder == "mask"
+        else {"head/kernel": 1, "head/bias": 0}
+    )
+    trees = (flatten_dict(tree["decoder"], sep="/") for tree in (found, params, fresh))
+    found, params, fresh = trees
+    for name in found:
+        if name not in axes:
+            np.testing.assert_array_equal(found[name], params[name])
+            continue
+        ours, theirs, new = (np.moveaxis(t[name], axes[name], 0) for t in (found, params, fresh))
+        np.testing.assert_array_equal(ours[:2], theirs[[2, 1]])
+        np.testing.assert_allclose(ours[2:], new[2:], atol=1e-7)
+
+
+def test_init_from_says_when_classes_are_taken_by_their_order_or_not_at_all(golden_dir, tmp_path):
+    config = tiny_network(num_classes=2, image_size=(16, 16), decoder="linear")
+    named = dataclasses.replace(described(config), classes=("class 0", "class 1"))
+    save_model(tmp_path / "source", named, init_params(config, seed=1))
+    target = dataclasses.replace(named, classes=("sky", "road"))
+    found, _, report = conversion.load_init(tmp_path / "source", target, seed=2)
+    assert_same(found, init_params(config, seed=1))
+    assert "does not name its classes" in report.warnings[0]
+    save_model(tmp_path / "source", target, init_params(config, seed=1))
+    found, _, report = conversion.load_init(tmp_path / "source", named, seed=2)
+    assert_close(found["decoder"], init_params(config, seed=2)["decoder"])
+    assert report.classes.startswith("2 newly initialised: class 0, class 1; 2 left in the source")
 
 
 @pytest.mark.parametrize("field, value", [("depth", 3), ("patch_size", 8), ("distilled", True)])

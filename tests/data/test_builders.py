@@ -1,5 +1,6 @@
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ from tests.data.conftest import noise
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> datasets.Dataset:
     return build_dataset("shapes", tmp_path_factory.mktemp("data"))
+
+
+def test_a_dataset_leaves_nothing_in_the_folder_for_temporary_files(folder, tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    dataset = build_dataset("toyset", tmp_path / "data", folder)
+    assert dataset.source("val")[0]["name"]
+    assert list(temporary.iterdir()) == []
 
 
 def write_label(path: Path, label: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from segmenter_jax.data.datasets import build_dataset, built_datasets, open_dataset
+from segmenter_jax.runtime.ownership import InUseError
 from tests.data import replicas
 
 # Stops at the first record of the second split.
@@ -67,19 +68,19 @@ def test_the_next_build_starts_anew_and_is_right(tmp_path, source, number):
     assert built_datasets(data_dir) == []
     with pytest.raises(ValueError, match="'camvid' is not built"):
         open_dataset("camvid", data_dir)
-    # An interrupted process removes what it has begun, and the folder made for it.
-    left = [path.name[:14] for path in data_dir.glob("*")]
-    assert left == ([".build_camvid_"] if number == signal.SIGKILL else [])
+    # An interrupted process removes what it has begun, and the folders made for it.
+    left = sorted(path.name for path in data_dir.glob("*"))
+    assert left == ([".build_camvid", "camvid"] if number == signal.SIGKILL else [])
     check_build(data_dir, source)
     assert [path.name for path in data_dir.iterdir()] == ["camvid"]
 
 
-def test_two_builds_at_once_do_not_disturb_each_other(tmp_path, source):
+def test_a_build_in_progress_is_waited_for_or_told(tmp_path, source):
     data_dir = tmp_path / "data"
     with start(data_dir, source, 3) as process:
+        with pytest.raises(InUseError, match=f"camvid: in use by process {process.pid} on "):
+            build_dataset("camvid", data_dir, source, overwrite=True, wait=False)
         check_build(data_dir, source)
-        assert len(list(data_dir.glob(".build_*"))) == 1
-        first = (data_dir / "camvid/1.0.0/metadata.json").stat().st_ino
         assert process.wait() == 0
-    assert (data_dir / "camvid/1.0.0/metadata.json").stat().st_ino == first
     assert [path.name for path in data_dir.iterdir()] == ["camvid"]
+    assert [path.name for path in (data_dir / "camvid").iterdir()] == ["1.0.0"]

@@ -60,7 +60,10 @@ def test_threads_and_prefetch_do_not_matter(options):
 
 @pytest.mark.parametrize("num_workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_do_not_matter(num_workers):
-    assert_equal(take(7, start_step=2), take(7, start_step=2, num_workers=num_workers))
+    batches = take(7, start_step=2, num_workers=num_workers)
+    assert_equal(take(7, start_step=2), batches)
+    # In memory of this process: shared memory would outlive it where something keeps an array.
+    assert {type(array) for batch in batches for array in batch.values()} == {np.ndarray}
 
 
 @pytest.mark.parametrize("start_step", [1, 4, 11])

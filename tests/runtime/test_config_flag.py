@@ -7,7 +7,7 @@ import pytest
 
 from segmenter_jax import main
 from segmenter_jax.configs import quickstart
-from segmenter_jax.runtime.config_flag import ConfigFileParser, config_names
+from segmenter_jax.runtime.config_flag import ConfigFileParser, config_names, read_config
 
 
 @pytest.fixture
@@ -97,6 +97,30 @@ def test_a_config_file_that_fails(refused, tmp_path, case):
     text, message = BROKEN[case]
     path.write_text(text)
     assert refused(f"--config={path}") == f"error: {message.format(path)}\nSee --help\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["--config.optimizer.clip_norm=None"], ["--config.optimizer.clip_norm", "None"]]
+)
+def test_any_placeholder_may_be_none_also_when_a_config_has_filled_it(words):
+    assert read_config("quickstart").optimizer.clip_norm == 1.0
+    assert read_config("quickstart", words).optimizer.clip_norm is None
+    # Of two types, filled by that config and not.
+    config = read_config(
+        "quickstart", ["--config.model.width=None", "--config.mesh.num_devices=None"]
+    )
+    assert config.model.width is None and config.mesh.num_devices is None
+    assert (
+        read_config("quickstart", ["--config.optimizer.clip_norm=0.5"]).optimizer.clip_norm == 0.5
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "init_from", "optimizer.learning_rate", "loss.class_weights"]
+)
+def test_none_is_no_value_of_other_fields(name):
+    with pytest.raises(ValueError, match=f"--config.{name}=None: this field needs a value"):
+        read_config("quickstart", [f"--config.{name}=None"])
 
 
 def test_a_config_file_is_a_module_like_any_other(tmp_path):

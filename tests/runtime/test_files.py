@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.files import check_no_pattern, write_whole
 
 
 def test_file_appears_at_the_end_of_the_block(tmp_path):
@@ -37,3 +37,13 @@ def test_a_pipe_is_written_to_as_it_is(tmp_path):
         part.write_text("1")
     assert os.read(reader, 10) == b"1" and pipe.is_fifo()
     os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["x[1]", "all*", "what?", "back\\slash"])
+def test_paths_that_would_be_taken_for_patterns_are_refused(tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="choose one without"):
+        check_no_pattern("run")
+    check_no_pattern(tmp_path / "{a} 1,2 (x) ü#%")

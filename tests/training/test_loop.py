@@ -1,6 +1,7 @@
 """Training runs as a user starts them: what they leave, how they stop, fail and go on."""
 
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from segmenter_jax import load
 from segmenter_jax.data.builders.shapes import render_scene
 from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.ownership import InUseError
 from segmenter_jax.training.loop import train_and_evaluate
 from segmenter_jax.training.step_metrics import NonFiniteLossError, Progress
 from tests.tiny_runs import (
@@ -120,20 +122,78 @@ def test_trained_model_predicts_at_the_size_of_the_image(finished):
 def test_evaluate_command_repeats_the_score_of_the_run(finished, source, tmp_path):
     workdir, _ = finished
     file = tmp_path / "report.json"
-    result = run_python(
-        *("-m", "segmenter_jax.evaluate", workdir, "--dataset=tiny", "--split=val"),
-        *(f"--data_dir={source.parent / 'built'}", f"--json={file}"),
-    )
+    # The run knows its dataset, its folder and its split.
+    result = run_python("-m", "segmenter_jax.evaluate", workdir, f"--json={file}")
     assert result.returncode == 0, result.stderr
+    taken = f"as in the run: --dataset=tiny --data_dir={source.parent / 'built'} --split=val"
+    assert taken in result.stderr
     ours, run = (json.loads(path.read_text()) for path in (file, workdir / "report.json"))
     assert ours == run
 
 
-def test_finished_run_is_left_as_it_is(finished, source):
+def test_finished_run_is_left_as_it_is(finished, source, caplog):
+    caplog.set_level(logging.INFO)
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_text()
     assert train_and_evaluate(tiny_config(source), workdir) == {}
+    assert "already at step 6 of 6: nothing to do" in caplog.text
+    assert "encoderblock" not in caplog.text
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def with_classes(source, folder, change):
+    """The dataset again, with another table of its classes."""
+    shutil.copytree(source, folder)
+    table = json.loads((folder / "classes.json").read_text())
+    table["classes"] = change(table["classes"])
+    (folder / "classes.json").write_text(json.dumps(table))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: [c[1], c[0], *c[2:]], "class 0 was 'background', is 'disk'; class 1 was"),
+        (lambda c: [*c, c[0] | {"id": 7, "name": "moon"}], "7 classes there, 8 here"),
+    ],
+)
+def test_a_run_with_other_labels_is_refused_and_changes_nothing(
+    finished, source, tmp_path, change, message
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    config = tiny_config(with_classes(source, tmp_path / "changed", change), total_steps=12)
+    with pytest.raises(ValueError, match=f"its run had other labels: {message}"):
+        train_and_evaluate(config, workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_fewer_steps_than_are_done_leave_the_run_as_it_is(finished, source, tmp_path, caplog):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = (workdir / "config.json").read_text()
+    assert train_and_evaluate(tiny_config(source, total_steps=5), workdir) == {}
+    assert caplog.messages[-1] == "already at step 6 of 5: nothing to do"
+    assert (workdir / "config.json").read_text() == config
+
+
+def test_scores_of_another_split_are_not_compared(finished, source, tmp_path, caplog):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    best = workdir / "model/best/model.json"
+    description = json.loads(best.read_text())
+    description["provenance"]["mean_iou"] = 1.0
+    best.write_text(json.dumps(description))
+    rows = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(r for r in rows if "eval/" not in r))
+    caplog.set_level(logging.INFO)
+    train_and_evaluate(tiny_config(source, dataset__eval_split="train"), workdir)
+    assert "score is not comparable: split was 'val', is 'train'; num_images was" in caplog.text
+    provenance = json.loads(best.read_text())["provenance"]
+    assert provenance["mean_iou"] < 1 and provenance["scored_on"]["split"] == "train"
+    # Warnings stand below what a start tells, and once more at the end.
+    told = caplog.messages
+    first = next(i for i, text in enumerate(told) if text.startswith("config.dataset.eval_split"))
+    assert told.index("resumed at step 6") < first
+    assert told[first] not in told[first + 1 :] and told[first] in told[-1]
 
 
 def test_evaluation_that_was_cut_short_is_made_up_for(finished, source, tmp_path):
@@ -173,6 +233,9 @@ def test_sigterm_saves_and_leaves_with_success(source, tmp_path):
     wait_for(workdir / "metrics.jsonl", process)
     while not (workdir / "metrics.jsonl").read_text():
         time.sleep(0.01)
+    # A second run is told whose the folder is, and disturbs nothing.
+    with pytest.raises(InUseError, match=f"in use by process {process.pid} on "):
+        train_and_evaluate(tiny_config(source, **settings), workdir)
     process.send_signal(signal.SIGTERM)
     _, output = process.communicate(timeout=60)
     assert process.returncode == 0, output

@@ -20,6 +20,7 @@ from segmenter_jax.training.workdir import (
     SWITCHED_FIELDS,
     check_same_run,
     initial_params,
+    keep_config,
     try_saving,
     with_origin,
 )
@@ -27,7 +28,8 @@ from tests.tiny import tiny_network
 
 # Fields of a config that may change before a run resumes.
 FREE_FIELDS = {
-    *("total_steps", "batch_size", "grad_accum_steps", "init_from", "position_method"),
+    *("total_steps", "batch_size", "grad_accum_steps"),
+    *("init_from", "init_entry", "position_method"),
     *("model.dtype", "model.attention", "model.remat", "model.scan_layers"),
     *(f"dataset.{n}" for n in ("name", "data_dir", "source", "train_split", "eval_split")),
     *(f"augment.{n}" for n in ("base_size", "aspect_bound", "scale_range", "category_max_ratio")),
@@ -63,6 +65,12 @@ def config_with(**values):
     return config
 
 
+def start(config, workdir):
+    """What a start that is not refused does with its config."""
+    check_same_run(config, workdir)
+    keep_config(config, workdir)
+
+
 def test_every_field_either_fits_a_checkpoint_or_may_change():
     fields = flatten_dict(common.get_config().to_dict(), sep=".").keys()
     kinds = (FIXED_FIELDS, SWITCHED_FIELDS, FREE_FIELDS)
@@ -71,13 +79,14 @@ def test_every_field_either_fits_a_checkpoint_or_may_change():
 
 
 def test_config_is_kept_and_changes_are_told(workdir, caplog):
-    check_same_run(config_with(), workdir)
-    check_same_run(config_with(optimizer__clip_norm=1.0, loss__class_weights=(1.0,)), workdir)
+    changed = config_with(optimizer__clip_norm=1.0, loss__class_weights=(1.0,))
+    start(config_with(), workdir)
+    start(changed, workdir)
     assert "config.optimizer.clip_norm was None when this run began, is now 1.0" in caplog.text
     kept = json.loads((workdir / "config.json").read_text())
     assert kept["optimizer"]["clip_norm"] == 1.0
     caplog.clear()
-    check_same_run(config_with(optimizer__clip_norm=1.0, loss__class_weights=(1.0,)), workdir)
+    start(changed, workdir)
     assert caplog.text == ""
 
 
@@ -95,7 +104,7 @@ def test_config_is_kept_and_changes_are_told(workdir, caplog):
     ],
 )
 def test_what_a_checkpoint_depends_on_cannot_change(workdir, before, after, message):
-    check_same_run(config_with(**before), workdir)
+    start(config_with(**before), workdir)
     kept = (workdir / "config.json").read_text()
     with pytest.raises(ValueError, match=f"holds a run of another config: {message}$"):
         check_same_run(config_with(**after), workdir)
@@ -103,13 +112,13 @@ def test_what_a_checkpoint_depends_on_cannot_change(workdir, before, after, mess
 
 
 def test_another_value_of_what_stays_on_is_no_other_run(workdir, caplog):
-    check_same_run(config_with(ema_decay=0.5), workdir)
-    check_same_run(config_with(ema_decay=0.9), workdir)
+    start(config_with(ema_decay=0.5), workdir)
+    start(config_with(ema_decay=0.9), workdir)
     assert "config.ema_decay was 0.5 when this run began, is now 0.9" in caplog.text
 
 
 def test_run_of_a_version_without_a_field_resumes(workdir, caplog):
-    check_same_run(config_with(), workdir)
+    start(config_with(), workdir)
     older = json.loads((workdir / "config.json").read_text())
     del older["model"]["gelu"]
     older["model"]["forgotten"] = 1

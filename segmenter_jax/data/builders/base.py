@@ -58,6 +58,13 @@ class Listing:
     problems: Sequence[str] = ()
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Of a dataset in no bucket of TFDS: each look there would leave an empty folder."""
+
+    def initialize_from_bucket(self) -> None:
+        """Looks nowhere."""
+
+
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Builds a segmentation dataset as ArrayRecord files that hold the original encoded bytes.
 
@@ -95,7 +102,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return {}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description=f"Semantic segmentation: {', '.join(self.spec.class_names)}.",
             features=tfds.features.FeaturesDict(
