@@ -128,21 +128,20 @@ def _read_model(path: epath.Path) -> tuple[ModelDescription, Params]:
 
 
 def _read_params(folder: epath.Path, config: SegmenterConfig) -> Params:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        try:
-            metadata = checkpointer.metadata(folder).item_metadata.tree
-        except Exception as error:
-            raise ValueError(f"{folder}: no readable parameters: {first_line(error)}") from error
-        check_params(metadata, config, os.fspath(folder))
-        restore = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), metadata
-        )
-        try:
-            return checkpointer.restore(
-                folder, args=ocp.args.PyTreeRestore(metadata, restore_args=restore)
-            )
-        except Exception as error:
-            raise ValueError(f"{folder}: damaged parameters: {first_line(error)}") from error
+    # Not through a checkpointer, which waits for the other processes.
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        metadata = handler.metadata(folder).tree
+    except Exception as error:
+        raise ValueError(f"{folder}: no readable parameters: {first_line(error)}") from error
+    check_params(metadata, config, os.fspath(folder))
+    kinds = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), metadata
+    )
+    try:
+        return handler.restore(folder, args=ocp.args.PyTreeRestore(metadata, restore_args=kinds))
+    except Exception as error:
+        raise ValueError(f"{folder}: damaged parameters: {first_line(error)}") from error
 
 
 def load_description(path: os.PathLike | str) -> ModelDescription:

@@ -70,15 +70,15 @@ def test_replacing_a_model(tmp_path, params):
 
 def test_a_model_replaced_while_it_is_read_is_read_again(tmp_path, params, monkeypatch):
     save_model(tmp_path / "m", description(), params)
-    read = ocp.Checkpointer.restore
+    read = ocp.PyTreeCheckpointHandler.restore
 
     def replaced_before(self, *args, **kwargs):
-        monkeypatch.setattr(ocp.Checkpointer, "restore", read)
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", read)
         doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
         save_model(tmp_path / "m", description(stride=32), doubled)
         raise FileNotFoundError("a file of the old model")
 
-    monkeypatch.setattr(ocp.Checkpointer, "restore", replaced_before)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", replaced_before)
     found, loaded = load_model(tmp_path / "m")
     assert found.stride == 32
     assert_same(jax.tree.map(lambda leaf: 2 * leaf, params), loaded)

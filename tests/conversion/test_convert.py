@@ -22,6 +22,7 @@ from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import init_params, init_some_params
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import resize_position_embedding
+from segmenter_jax.runtime.ownership import sole_owner
 from tests.golden_params import golden_config, golden_params
 
 GOOGLE = "google_vit_augreg.npz"
@@ -309,6 +310,17 @@ def test_an_encoder_alone_asks_for_the_number_of_classes(golden_dir, tmp_path, c
         f"python -m segmenter_jax.convert: error: {source}: holds an encoder only; give "
         "num_classes (--num_classes of python -m segmenter_jax.convert) for a new decoder\n"
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, capsys):
+    for name, message in (
+        ("m", "m: in use by process"),
+        ("x[1]", "which Orbax takes for a pattern"),
+    ):
+        with sole_owner(tmp_path / "m", beside=True):
+            assert convert.main(["no such source", os.fspath(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
