@@ -232,6 +232,19 @@ def test_ids_alone_equal_ids_beside_probabilities(tiny):
         np.testing.assert_allclose(picked, probs.max(-1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("outputs", [("ids",), ("ids", "probs")])
+def test_of_equally_probable_classes_the_first_is_taken(num_devices, outputs):
+    # Black pictures are class 0 as much as 3, white ones class 1 as much as 2.
+    model = PatchMeans(num_classes=4)
+    params = np.array([[-1, 1, 1, -1]] * 3, np.float32)
+    devices = jax.local_devices()[:num_devices]
+    engine = SlidingWindow(model, InferenceSettings(32, 32), devices=devices, **VIT)
+    pictures = [{"image": np.full((32, 40, 3), value, np.uint8)} for value in (0, 255)]
+    ids = [maps["ids"] for _, maps in engine.predict(params, pictures, outputs)]
+    assert [np.unique(found).tolist() for found in ids] == [[0], [1]]
+
+
 def test_all_devices_give_what_one_gives():
     model, params = PatchMeans(), np.eye(3, dtype=np.float32)
     options = InferenceSettings(32, 20, scales=(0.75, 1.0), flip=True)

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from segmenter_jax.models.params import abstract_params
 from segmenter_jax.training import optimizers
+from tests.tiny import tiny_network
 
 
 def test_polynomial_schedule_equals_the_reference_at_every_step(golden_dir):
@@ -48,6 +51,51 @@ def test_adamw_decays_kernels_only():
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(updates["head"]["kernel"], np.full((2, 2), 0.5), rtol=1e-6)
     assert not np.any(updates["head"]["bias"]) and not np.any(updates["cls"])
+
+
+def test_adamw_decays_every_matrix_of_a_network():
+    # By name, whatever the shape.
+    params = jax.tree.map(lambda _: jnp.ones(1), abstract_params(tiny_network()))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    optimizer = optimizers.make_optimizer("adamw", momentum=0.9, weight_decay=0.5, clip_norm=None)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    decayed = {name for name, value in flatten_dict(updates, sep="/").items() if value.any()}
+    kernels = {name for name in flatten_dict(params, sep="/") if name.endswith("/kernel")}
+    assert decayed == kernels | {"decoder/proj_patch", "decoder/proj_classes"}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_sgd_decays_every_parameter_after_clipping_and_before_momentum(clip_norm):
+    optimizer = optimizers.make_optimizer(
+        "sgd", momentum=0.5, weight_decay=0.1, clip_norm=clip_norm
+    )
+    params = {"kernel": jnp.array([10.0]), "bias": jnp.array([-20.0])}
+    state = optimizer.init(params)
+    scale = 1.0 if clip_norm is None else clip_norm / 5
+    first = {"kernel": 3 * scale + 1, "bias": 4 * scale - 2}
+    direction, state = optimizer.update(
+        {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}, state, params
+    )
+    for name, value in first.items():
+        np.testing.assert_allclose(direction[name], [value], rtol=1e-6)
+    direction, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(direction["kernel"], [0.5 * first["kernel"] + 1], rtol=1e-6)
+    np.testing.assert_allclose(direction["bias"], [0.5 * first["bias"] - 2], rtol=1e-6)
+
+
+def test_layer_decay_counts_layers_from_the_decoder_down():
+    params = abstract_params(tiny_network(depth=3, distilled=True))
+    scales = flatten_dict(optimizers.layer_scales(params, 0.5), sep="/")
+    expected = {"decoder": 1.0, "encoder/encoder_norm": 1.0}
+    expected |= {f"encoder/encoderblock_{i}": 0.5 ** (3 - i) for i in range(3)}
+    expected |= {
+        f"encoder/{name}": 0.5**4 for name in ("embedding", "pos_embedding", "cls", "dist")
+    }
+    found = {
+        group: {scale for name, scale in scales.items() if f"{name}/".startswith(f"{group}/")}
+        for group in expected
+    }
+    assert found == {group: {scale} for group, scale in expected.items()}
 
 
 def test_clipping_bounds_the_global_norm():
