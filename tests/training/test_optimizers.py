@@ -53,6 +53,29 @@ def test_adamw_decays_kernels_only():
     assert not np.any(updates["head"]["bias"]) and not np.any(updates["cls"])
 
 
+def test_adamw_by_hand_clipped_decayed_and_slower_in_lower_layers():
+    # Of one block the rate is halved, that of the decoder is not.
+    params = {"encoder": {"encoderblock_0": {"kernel": 2.0}}, "decoder": {"kernel": -3.0}}
+    params = jax.tree.map(lambda value: jnp.array([value]), params)
+    optimizer = optimizers.make_optimizer(
+        "adamw", momentum=0.0, weight_decay=0.1, clip_norm=1.0, layer_decay=0.5
+    )
+    state, values = optimizer.init(params), np.array([2.0, -3.0])
+    mean, square = np.zeros(2), np.zeros(2)
+    for step, gradient in enumerate(([3.0, -4.0], [0.1, 0.2], [-0.3, 0.4]), 1):
+        grads = {
+            "encoder": {"encoderblock_0": {"kernel": jnp.array(gradient[:1])}},
+            "decoder": {"kernel": jnp.array(gradient[1:])},
+        }
+        direction, state = optimizer.update(grads, state, params)
+        gradient = np.array(gradient) / max(np.hypot(*gradient), 1)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        adam = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        expected = (adam + 0.1 * values) * [0.5, 1.0]
+        found = direction["encoder"]["encoderblock_0"]["kernel"], direction["decoder"]["kernel"]
+        np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-5)
+
+
 def test_adamw_decays_every_matrix_of_a_network():
     # By name, whatever the shape.
     params = jax.tree.map(lambda _: jnp.ones(1), abstract_params(tiny_network()))
