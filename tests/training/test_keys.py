@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from segmenter_jax.models import Segmenter
 from segmenter_jax.training import optimizers, sharding
@@ -16,8 +17,9 @@ from segmenter_jax.training.state import StepOptions, TrainState
 from tests.tiny import tiny_network
 
 
-def test_seeds_steps_augmentation_and_parts_draw_with_keys_of_their_own(monkeypatch):
-    parts, used = 2, []
+@pytest.mark.parametrize("parts", [1, 2])
+def test_seeds_steps_augmentation_and_parts_draw_with_keys_of_their_own(parts, monkeypatch):
+    used = []
     optimizer = optimizers.make_optimizer("sgd", momentum=0.9, weight_decay=0.0, clip_norm=None)
     program = TrainProgram(
         Segmenter(tiny_network()),
