@@ -177,6 +177,28 @@ def test_crops_with_one_dominant_class_are_redrawn(three_classes):
     assert share_with_two_classes(0.75) == pytest.approx(1 - (1 - 15 / 169) ** 11, abs=0.1)
 
 
+def test_the_eleventh_crop_is_taken_whatever_it_shows(three_classes):
+    # Grey values are columns, all of one class: no crop passes.
+    image = np.tile(np.arange(200, dtype=np.uint8)[:, None], (32, 1, 3))
+    record = label_record(np.zeros((32, 200), np.uint8)) | {"image": encode(image)}
+    transform = TrainTransform(three_classes, 32, 32, 8.0, (1.0, 1.0), flip_prob=0.0)
+    rng = np.random.default_rng(0)
+    rng.uniform(1.0, 1.0)
+    for _ in range(11):
+        rng.integers(1)
+        left = rng.integers(200 - 32 + 1)
+    assert transform(record, np.random.default_rng(0))["image"][0, 0, 0] == left
+
+
+def test_a_class_may_take_less_than_the_ratio_and_not_the_ratio(three_classes):
+    transform = TrainTransform(three_classes, 8, 8, 8.0, category_max_ratio=0.75)
+    label = np.zeros((8, 8), np.uint8)
+    label[:6] = 1
+    assert not transform._accepts(label)
+    label[0, 0] = 2
+    assert transform._accepts(label)
+
+
 def test_ignored_pixels_do_not_count_as_a_class(three_classes):
     label = np.full((32, 32), 255, np.uint8)
     label[:4] = 1

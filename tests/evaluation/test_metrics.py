@@ -122,6 +122,15 @@ def test_boundary_regions_are_the_outer_ring_of_a_class():
     np.testing.assert_array_equal(found, [[outer + inner, ring, 0]] * 2)
 
 
+def test_boundaries_are_two_percent_of_the_diagonal_wide_in_the_larger_direction():
+    # A diagonal of 180 pixels: 4 of them; the longer side alone would make it 3.
+    label = np.zeros((100, 150), np.uint8)
+    label[30:70, 50:90] = 1
+    found = boundary_counts(label, label, 2, 255)
+    outer = 100 * 150 - 92 * 142
+    np.testing.assert_array_equal(found, [[outer + 48**2 - 40**2, 40**2 - 32**2]] * 2)
+
+
 def test_boundary_iou_sees_a_shift_that_the_iou_hardly_does():
     label, shifted = np.zeros((2, 20, 20), np.uint8)
     label[:, :10], shifted[:, :11] = 1, 1
@@ -143,6 +152,13 @@ def test_ignored_pixels_have_no_boundaries():
     label[:, 0], prediction[:, 0] = 255, 1
     counts = boundary_counts(label, prediction, 2, 255)
     assert counts[:, 1].tolist() == [0, 0]
+
+
+def test_bins_of_confidence_are_equal_and_certainty_is_in_the_last():
+    confidence = np.array([[0, 0.066, 0.067, 0.5, 0.93, 0.934, 1]], np.float32)
+    ids = np.zeros(confidence.shape, int)
+    pixels = calibration_counts(ids, ids, confidence, 255)[0]
+    assert np.repeat(np.arange(15), pixels).tolist() == [0, 0, 1, 7, 13, 14, 14]
 
 
 def test_calibration_error_is_the_mean_gap_between_confidence_and_accuracy():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segmenter_jax.inference import device_way
 from segmenter_jax.inference.geometry import InferenceSettings, scaled_image, window_anchors
 from segmenter_jax.inference.merging import OUTPUTS
 from segmenter_jax.inference.sliding_window import SlidingWindow
@@ -230,6 +231,22 @@ def test_ids_alone_equal_ids_beside_probabilities(tiny):
         # Two programs: float32 rounding may decide between equally probable classes.
         picked = np.take_along_axis(probs, ids[..., None], -1)[..., 0]
         np.testing.assert_allclose(picked, probs.max(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("num_devices", "platform"), [(1, "cpu"), (8, "cpu"), (8, "gpu")])
+@pytest.mark.parametrize("outputs", [("ids",), ("ids", "probs")])
+def test_of_equally_probable_classes_the_first_is_taken(
+    num_devices, platform, outputs, monkeypatch
+):
+    monkeypatch.setattr(device_way, "platform_of", lambda mesh: platform)
+    # Black pictures are class 0 as much as 3, white ones class 1 as much as 2.
+    model = PatchMeans(num_classes=4)
+    params = np.array([[-1, 1, 1, -1]] * 3, np.float32)
+    devices = jax.local_devices()[:num_devices]
+    engine = SlidingWindow(model, InferenceSettings(32, 32, batch_size=8), devices=devices, **VIT)
+    pictures = [{"image": np.full((32, 40, 3), value, np.uint8)} for value in (0, 255)]
+    ids = [maps["ids"] for _, maps in engine.predict(params, pictures, outputs)]
+    assert [np.unique(found).tolist() for found in ids] == [[0], [1]]
 
 
 def test_all_devices_give_what_one_gives():

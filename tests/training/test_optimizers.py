@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from segmenter_jax.models.params import abstract_params
 from segmenter_jax.training import optimizers
+from tests.tiny import tiny_network
 
 
 def test_polynomial_schedule_equals_the_reference_at_every_step(golden_dir):
@@ -54,6 +57,74 @@ def test_adamw_decays_kernels_only():
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(updates["head"]["kernel"], np.full((2, 2), 0.5), rtol=1e-6)
     assert not np.any(updates["head"]["bias"]) and not np.any(updates["cls"])
+
+
+def test_adamw_by_hand_clipped_decayed_and_slower_in_lower_layers():
+    # Of one block the rate is halved, that of the decoder is not.
+    params = {"encoder": {"encoderblock_0": {"kernel": 2.0}}, "decoder": {"kernel": -3.0}}
+    params = jax.tree.map(lambda value: jnp.array([value]), params)
+    optimizer = optimizers.make_optimizer(
+        "adamw", momentum=0.0, weight_decay=0.1, clip_norm=1.0, layer_decay=0.5
+    )
+    state, values = optimizer.init(params), np.array([2.0, -3.0])
+    mean, square = np.zeros(2), np.zeros(2)
+    for step, gradient in enumerate(([3.0, -4.0], [0.1, 0.2], [-0.3, 0.4]), 1):
+        grads = {
+            "encoder": {"encoderblock_0": {"kernel": jnp.array(gradient[:1])}},
+            "decoder": {"kernel": jnp.array(gradient[1:])},
+        }
+        direction, state = optimizer.update(grads, state, params)
+        gradient = np.array(gradient) / max(np.hypot(*gradient), 1)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        adam = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        expected = (adam + 0.1 * values) * [0.5, 1.0]
+        found = direction["encoder"]["encoderblock_0"]["kernel"], direction["decoder"]["kernel"]
+        np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-5)
+
+
+def test_adamw_decays_every_matrix_of_a_network():
+    # By name, whatever the shape.
+    params = jax.tree.map(lambda _: jnp.ones(1), abstract_params(tiny_network()))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    optimizer = optimizers.make_optimizer("adamw", momentum=0.9, weight_decay=0.5, clip_norm=None)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    decayed = {name for name, value in flatten_dict(updates, sep="/").items() if value.any()}
+    kernels = {name for name in flatten_dict(params, sep="/") if name.endswith("/kernel")}
+    assert decayed == kernels | {"decoder/proj_patch", "decoder/proj_classes"}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_sgd_decays_every_parameter_after_clipping_and_before_momentum(clip_norm):
+    optimizer = optimizers.make_optimizer(
+        "sgd", momentum=0.5, weight_decay=0.1, clip_norm=clip_norm
+    )
+    params = {"kernel": jnp.array([10.0]), "bias": jnp.array([-20.0])}
+    state = optimizer.init(params)
+    scale = 1.0 if clip_norm is None else clip_norm / 5
+    first = {"kernel": 3 * scale + 1, "bias": 4 * scale - 2}
+    direction, state = optimizer.update(
+        {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}, state, params
+    )
+    for name, value in first.items():
+        np.testing.assert_allclose(direction[name], [value], rtol=1e-6)
+    direction, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(direction["kernel"], [0.5 * first["kernel"] + 1], rtol=1e-6)
+    np.testing.assert_allclose(direction["bias"], [0.5 * first["bias"] - 2], rtol=1e-6)
+
+
+def test_layer_decay_counts_layers_from_the_decoder_down():
+    params = abstract_params(tiny_network(depth=3, distilled=True))
+    scales = flatten_dict(optimizers.layer_scales(params, 0.5), sep="/")
+    expected = {"decoder": 1.0, "encoder/encoder_norm": 1.0}
+    expected |= {f"encoder/encoderblock_{i}": 0.5 ** (3 - i) for i in range(3)}
+    expected |= {
+        f"encoder/{name}": 0.5**4 for name in ("embedding", "pos_embedding", "cls", "dist")
+    }
+    found = {
+        group: {scale for name, scale in scales.items() if f"{name}/".startswith(f"{group}/")}
+        for group in expected
+    }
+    assert found == {group: {scale} for group, scale in expected.items()}
 
 
 def test_clipping_bounds_the_global_norm():

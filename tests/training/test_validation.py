@@ -3,11 +3,15 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from segmenter_jax.checkpoints.model_dir import load_description, load_model
+from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.models.params import init_params
+from segmenter_jax.pictures import overlay
 from segmenter_jax.training import experiment as experiments
 from segmenter_jax.training.run_log import RunLog, read_metrics
 from segmenter_jax.training.stop_request import StopRequest
@@ -37,7 +41,7 @@ def run(experiment, tmp_path):
     log.close()
 
 
-def test_evaluation_leaves_report_models_pictures_and_numbers(run):
+def test_evaluation_leaves_report_models_pictures_and_numbers(run, experiment):
     workdir, evaluate = run
     totals = evaluate(0, 5)
     report = json.loads((workdir / "report.json").read_text())
@@ -47,6 +51,11 @@ def test_evaluation_leaves_report_models_pictures_and_numbers(run):
         "scene_0.png",
         "scene_1.png",
     ]
+    # The image as it is, its label painted over, and the prediction.
+    example = EvalTransform(experiment.dataset.spec)(experiment.dataset.source("val")[0])
+    painted = overlay(example["image"], example["label"], experiment.dataset.spec.colors)
+    picture = np.asarray(Image.open(workdir / "predictions" / f"{example['name']}.png"))
+    np.testing.assert_array_equal(np.split(picture, 3, axis=1)[:2], [example["image"], painted])
     for name in ("latest", "best"):
         description, params = load_model(workdir / "model" / name)
         assert description.provenance["step"] == 5
