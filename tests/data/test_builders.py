@@ -9,7 +9,7 @@ from PIL import Image
 from segmenter_jax.data import datasets
 from segmenter_jax.data.builders.shapes import Shapes, render_scene
 from segmenter_jax.data.datasets import build_dataset, built_datasets, open_dataset
-from segmenter_jax.data.images import check_pair, decode_label, unpack_ids
+from segmenter_jax.data.labels import check_pair, decode_label, unpack_ids
 from segmenter_jax.data.specs import SHAPES
 from segmenter_jax.runtime.errors import DataError
 from tests.data.conftest import noise

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segmenter_jax.data.images import check_pair, decode_image, pack_ids
+from segmenter_jax.data.images import decode_image
+from segmenter_jax.data.labels import check_pair, pack_ids
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.runtime.errors import DataError, first_few
 from segmenter_jax.runtime.host import usable_cores

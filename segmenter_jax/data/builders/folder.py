@@ -15,7 +15,7 @@ from typing import Any
 
 from segmenter_jax.data.builders.base import Listing, RawRecord, SegmentationBuilder
 from segmenter_jax.data.builders.files import SourceFiles
-from segmenter_jax.data.images import IMAGE_SUFFIXES
+from segmenter_jax.data.encoded import IMAGE_SUFFIXES
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, source_traps
 from segmenter_jax.runtime.errors import DataError
