@@ -88,7 +88,8 @@ class Dataset:
       spec: its classes, colours and label values.
       directory: where it lives.
       splits: number of records by split.
-      unlabelled: splits whose labels are not published.
+      unlabelled: splits without labels.
+      warnings: what was legal and probably not meant when it was built.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Dataset:
     directory: Path
     splits: Mapping[str, int]
     unlabelled: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def source(self, split: str, *, needs_labels: bool = True) -> RecordSource:
         """Random access to a split.
@@ -153,6 +155,7 @@ def open_dataset(name: str, data_dir: PathLike, source: PathLike | None = None) 
         directory=directory,
         splits={split: info.num_examples for split, info in splits.items()},
         unlabelled=tuple(split for split in metadata.get("unlabelled", ()) if split in splits),
+        warnings=tuple(metadata.get("warnings", ())),
     )
 
 

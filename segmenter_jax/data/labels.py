@@ -103,6 +103,17 @@ def check_pair(
     return pixels, ids
 
 
+def is_turned_unseen(image: bytes, shape: tuple[int, int]) -> bool:
+    """Whether EXIF turns or mirrors an image so that a label's size does not tell if it is as well.
+
+    Args:
+      image: the encoded image.
+      shape: its height and width in pixels.
+    """
+    orientation = orientation_of(open_image(image, "the image"), image)
+    return orientation in (2, 3, 4) or (orientation > 4 and shape[0] == shape[1])
+
+
 def read_ids(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The stored ids, (H, W), uint8 or wider; and the palette, uint8 (256, 3), if there is one."""
     image = open_image(data, name)

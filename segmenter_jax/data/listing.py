@@ -4,7 +4,6 @@ Hidden files and folders and those that systems keep for themselves are left out
 followed unless they lead back, and what is left out is counted.
 """
 
-import collections
 import dataclasses
 import fnmatch
 import glob
@@ -33,15 +32,15 @@ class Found:
 
     files: dict[str, Path] = dataclasses.field(default_factory=dict)
     folders: set[str] = dataclasses.field(default_factory=set)
-    left_out: dict[str, list[str]] = dataclasses.field(
-        default_factory=lambda: collections.defaultdict(list)
-    )
+    left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def keep(self, suffixes: Sequence[str]) -> None:
         """Leaves out files with other suffixes than these, which are in lower case."""
         for path in [path for path in self.files if not path.lower().endswith(tuple(suffixes))]:
             del self.files[path]
-            self.left_out[f"not read ({PurePosixPath(path).suffix or 'no suffix'})"].append(path)
+            suffix = PurePosixPath(path).suffix.lower()
+            reason = f"not read ({suffix or 'no suffix'})"
+            self.left_out.setdefault(reason, []).append(path)
 
 
 def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
@@ -112,13 +111,14 @@ class _Walk:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            self.found.left_out[f"unreadable ({error.strerror})"].append(below or ".")
+            reason = f"unreadable ({error.strerror})"
+            self.found.left_out.setdefault(reason, []).append(below or ".")
             return
         self.found.folders.add(below or ".")
         for entry in entries:
             path, place = f"{below}/{entry.name}" if below else entry.name, Path(entry.path)
             if reason := self._reason(entry, chain):
-                self.found.left_out[reason].append(path)
+                self.found.left_out.setdefault(reason, []).append(path)
             elif os.path.isfile(place):
                 self.found.files[path] = place
             elif depth is None or depth > 1:

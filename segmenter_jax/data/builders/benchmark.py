@@ -42,7 +42,7 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
         self.name = self.dataset_spec.name
         self._files = SourceFiles(source, self.archives)
         self._allow_partial = allow_partial
-        super().__init__(data_dir=str(data_dir))
+        super().__init__(data_dir=data_dir)
 
     @property
     def spec(self) -> DatasetSpec:

@@ -4,7 +4,6 @@ Archives are read in place and are not trusted: an entry that points elsewhere, 
 link or encrypted refuses the whole archive.
 """
 
-import collections
 import stat
 import unicodedata
 import zipfile
@@ -41,7 +40,7 @@ class SourceFiles:
         self.root = Path(source).expanduser().resolve()
         self._places: dict[str, Path | tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
         self._folders: set[str] = set()
-        self.left_out: dict[str, list[str]] = collections.defaultdict(list)
+        self.left_out: dict[str, list[str]] = {}
         if self.root.is_dir():
             self._add_folder()
             for name in archives:
@@ -147,7 +146,7 @@ class SourceFiles:
                 raise DataError(f"{source}: entry {entry.filename!r} {problem}; refused")
             name = PurePosixPath(unicodedata.normalize("NFC", path))
             if any(is_left_out(part) for part in name.parts):
-                self.left_out[HIDDEN].append(str(name))
+                self.left_out.setdefault(HIDDEN, []).append(str(name))
                 continue
             if path.endswith("/"):
                 self._folders.add(str(name))
