@@ -209,12 +209,16 @@ def built_datasets(data_dir: PathLike) -> list[str]:
     return sorted(path.parts[-3] for path in root.glob(f"*/{VERSION}/{_METADATA_FILE}"))
 
 
-def _directory(name: str, data_dir: PathLike) -> Path:
+def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"dataset name {name!r} must be letters, digits, '_', '-' and '.', "
             "starting with a letter or digit"
         )
+
+
+def _directory(name: str, data_dir: PathLike) -> Path:
+    _check_name(name)
     return Path(data_dir).expanduser().resolve() / name / VERSION
 
 
@@ -249,10 +253,12 @@ def make_builder(
       data_dir: where it would write.
 
     Raises:
+      ValueError: a dataset cannot have this name.
       DataError: there is no such source, or it does not say what its classes are.
     """
     from segmenter_jax.data import builders
 
+    _check_name(name)
     if name in GENERATED:
         return builders.Shapes(data_dir=data_dir)
     if name in BENCHMARKS:

@@ -27,8 +27,11 @@ _SUFFIXES = {
 # Pillow reads AVIF from release 11.3 on.
 FORMATS = tuple(name for name in _SUFFIXES if name != "AVIF" or "avif" in features.get_supported())
 
-# Of the files that are taken for images, in lower case.
-IMAGE_SUFFIXES = tuple(suffix for name in FORMATS for suffix in _SUFFIXES[name])
+# Of the files that are taken for images, in lower case, the usual one of each format first.
+IMAGE_SUFFIXES = (
+    *(_SUFFIXES[name][0] for name in FORMATS),
+    *(suffix for name in FORMATS for suffix in _SUFFIXES[name][1:]),
+)
 
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485

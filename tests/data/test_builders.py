@@ -293,7 +293,10 @@ def break_ignored_class(root):
             break_missing_label,
             r"^images/train/city/b\.png: no label annotations/train/city/b\.png$",
         ),
-        (break_missing_image, r"^annotations/val/d\.png: no image images/val/d with one of \.jpg,"),
+        (
+            break_missing_image,
+            r"^annotations/val/d\.png: no image images/val/d with one of \.",
+        ),
         (break_truncated, r"^images/train/a\.jpg: truncated or corrupt JPEG image \("),
         (break_undecodable, r"^annotations/train/c\.png: not a readable image \(9 bytes\)$"),
         (

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import unicodedata
 import zipfile
@@ -17,6 +18,7 @@ from segmenter_jax.data.labels import unpack_ids
 from segmenter_jax.data.survey import Survey, records_of, survey
 from segmenter_jax.runtime.errors import DataError
 from tests.data.conftest import CLASSES, encode, noise
+from tests.data.folder_faults import FAULTS, try_fault
 
 IDS = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16) // 65
 COLORS = np.array([[0, 0, 255], [90, 90, 90], [255, 0, 0]], np.uint8)
@@ -129,7 +131,7 @@ def test_labels_in_the_colours_of_the_classes_are_read(folder, tmp_path):
     for ids in labels(folder, tmp_path, "val").values():
         np.testing.assert_array_equal(ids, expected)
     assert (
-        "val: 2 labels are read by the colours that classes.json"
+        "val: labels are read by the colours that classes.json gives their classes (2): "
         in (open_dataset("toyset", tmp_path / "data").warnings[0])
     )
 
@@ -238,3 +240,24 @@ def test_exports_of_other_tools_are_recognised(path, tool, tmp_path):
     (tmp_path / path).touch()
     with pytest.raises(DataError, match=f"looks like an export of {tool}: docs/data.md says how"):
         check(tmp_path, tmp_path)
+
+
+def test_what_a_build_refuses_or_changes_the_check_names(tmp_path):
+    """Of what `tests.soak.check_superset` tries; another share with another seed."""
+    for seed, fault in enumerate(random.Random(2).sample(FAULTS, 16)):
+        verdict = try_fault(fault, seed, tmp_path / fault.__name__)
+        assert verdict.is_right, verdict
+
+
+def test_images_in_no_split_are_named(folder, tmp_path):
+    shutil.copy(folder / "images/train/a.jpg", folder / "images/a.jpg")
+    assert check(folder, tmp_path).warnings == ["left out: 1 in no split: images/a.jpg"]
+
+
+@pytest.mark.parametrize("name", [None, 7, "", "sky"])
+def test_classes_have_names_of_their_own(name, folder, tmp_path):
+    write_classes(
+        folder, classes=[*CLASSES["classes"][:2], {**CLASSES["classes"][2], "name": name}]
+    )
+    with pytest.raises(DataError, match=r"the class 'sky' is there twice|is no class name"):
+        check(folder, tmp_path)

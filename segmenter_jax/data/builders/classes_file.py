@@ -57,7 +57,7 @@ def read_classes(files: SourceFiles, name: str) -> LabelDescription:
         unknown = sorted(fields.keys() - {*_FIELDS})
         classes = fields["classes"]
         ids = [_integer(entry["id"]) for entry in classes]
-        names = tuple(str(entry["name"]) for entry in classes)
+        names = tuple(_class_name(entry["name"]) for entry in classes)
         colors = tuple(_color(entry["color"]) for entry in classes)
         ignored = [_integer(value) for value in fields.get("ignore_ids", [255])]
         ignored_colors = [_color(color) for color in fields.get("ignore_colors", [])]
@@ -68,6 +68,8 @@ def read_classes(files: SourceFiles, name: str) -> LabelDescription:
     try:
         if unknown:
             raise ValueError(f"unknown fields {unknown}; known ones are {list(_FIELDS)}")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the class {twice[0]!r} is there twice")
         pairs = [*zip(ids, range(len(ids)), strict=True), *((value, 255) for value in ignored)]
         spec = DatasetSpec(name, names, colors, label_map=tuple(pairs))
         table = _color_table(colors, ids, ignored_colors, ignored)
@@ -98,6 +100,12 @@ def _orientation(fields: Mapping[str, Any]) -> str | None:
             f"label_orientation is {orientation!r}, but one of {_ORIENTATIONS} is legal"
         )
     return orientation
+
+
+def _class_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError(f"{value!r} is no class name")
+    return value
 
 
 def _color(value: Sequence[Any]) -> Color:

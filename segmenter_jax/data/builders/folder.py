@@ -170,6 +170,7 @@ def _left_out(files: SourceFiles, *folders: str) -> str:
     """What does not count below some folders, and why, as text."""
     found = Found(dict.fromkeys(files.paths), set(), {k: [*v] for k, v in files.left_out.items()})
     found.keep(IMAGE_SUFFIXES)
+    found.left_out["in no split"] = [path for path in found.files if path.count("/") == 1]
     return describe_left_out(
         {
             reason: [path for path in paths if path.startswith(folders)]
