@@ -13,6 +13,10 @@ from segmenter_jax.data.specs import ILLEGAL_LABEL, DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, RGB_LABEL, explain_values, palette_conflict
 from segmenter_jax.runtime.errors import DataError, first_few
 
+_TURNED = (
+    " after its EXIF orientation is applied; if labels fit the stored pixels, "
+    '"label_orientation": "stored" in classes.json turns them as well'
+)
 # Height and width in front of a packed label.
 _SIZE = "<II"
 
@@ -98,7 +102,7 @@ def check_pair(
         raise DataError(
             f"{label_name}: the label is {ids.shape[0]} x {ids.shape[1]} pixels (height x width), "
             f"but its image {name} is {pixels.shape[0]} x {pixels.shape[1]}"
-            + (" after its EXIF orientation is applied" if turned else "")
+            + (_TURNED if turned else "")
         )
     return pixels, ids
 

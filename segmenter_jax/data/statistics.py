@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,6 +10,23 @@ from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.runtime.errors import first_few
 
 _MAX_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSummary:
+    """What a record looks like.
+
+    Attributes:
+      name: what warnings call it.
+      size: its height and width in pixels.
+      counts: int (256,), pixels by trained id; None without a label.
+      remarks: what is remarkable about it.
+    """
+
+    name: str
+    size: tuple[int, int]
+    counts: np.ndarray | None
+    remarks: tuple[str, ...]
 
 
 @dataclasses.dataclass
@@ -38,33 +55,20 @@ class SplitStatistics:
         zeros = np.zeros(num_classes, np.int64)
         return cls(0, [], zeros, zeros.copy(), 0, collections.defaultdict(list))
 
-    def add(
-        self,
-        name: str,
-        size: tuple[int, int],
-        counts: np.ndarray | None,
-        remarks: Sequence[str] = (),
-    ) -> None:
-        """Counts one record.
-
-        Args:
-          name: what warnings call it.
-          size: its height and width in pixels.
-          counts: int (256,), pixels by trained id; None without a label.
-          remarks: what is remarkable about it.
-        """
+    def add(self, record: RecordSummary) -> None:
+        """Counts one record."""
         self.num_records += 1
-        self.sizes.append(size)
-        for remark in remarks:
-            self.remarks[remark].append(name)
-        if counts is None:
+        self.sizes.append(record.size)
+        for remark in record.remarks:
+            self.remarks[remark].append(record.name)
+        if record.counts is None:
             return
-        classes = counts[: self.class_pixels.size]
+        classes = record.counts[: self.class_pixels.size]
         self.class_pixels += classes
         self.class_images += classes > 0
-        self.ignored_pixels += int(counts.sum() - classes.sum())
+        self.ignored_pixels += int(record.counts.sum() - classes.sum())
         if not classes.any():
-            self.remarks["labels have no pixel that counts"].append(name)
+            self.remarks["labels have no pixel that counts"].append(record.name)
 
 
 def nothing_counts(spec: DatasetSpec, statistics: Mapping[str, SplitStatistics]) -> list[str]:

@@ -84,13 +84,13 @@ def survey(listing: Listing, spec: DatasetSpec, on_record: OnRecord | None = Non
             problems.append(str(result))
             continue
         examined, digest = result
-        name, image = examined.record.image_name, examined.image
-        statistics[split].add(name, image.shape[:2], examined.counts, examined.remarks)
+        name = examined.record.image_name
+        statistics[split].add(examined.summary)
         former_split, former = origins.setdefault(digest, (split, name))
         if former_split != split:
             warnings.append(f"{name}: the same image as {former}, in another split")
         if on_record is not None:
-            on_record(split, index, examined.record.name, image, examined.label)
+            on_record(split, index, examined.record.name, examined.image, examined.label)
     problems = problems or nothing_counts(spec, statistics)
     if not problems and not listing.is_built:
         warnings += label_warnings(spec, statistics)

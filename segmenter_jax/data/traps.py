@@ -28,7 +28,7 @@ _INSTANCES = (
     "ADEChallengeData2016.zip under annotations"
 )
 _EXPORTS = {
-    "/SegmentationClass": "Pascal VOC, CVAT or labelme",
+    "/SegmentationClass": "Pascal VOC or CVAT",
     "/labelmap.txt": "CVAT",
     "/annotations/instances_": "COCO",
     "/_annotations.coco.json": "COCO",

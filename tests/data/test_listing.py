@@ -114,6 +114,15 @@ def test_archives_of_windows_and_names_in_two_unicode_forms(tmp_path):
     assert files.folders >= {"images"}
 
 
+def test_an_archive_with_names_in_another_code_than_it_says(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("é.png", b"x")
+    data = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(data.replace("é".encode(), b"\xe9\xe9"))
+    with pytest.raises(DataError, match=r"x\.zip: not a readable zip archive"):
+        SourceFiles(tmp_path / "x.zip")
+
+
 def test_one_name_in_two_forms_is_refused(tmp_path):
     for form in ("NFC", "NFD"):
         touch(tmp_path, unicodedata.normalize(form, "é.png"))

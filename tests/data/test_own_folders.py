@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import unicodedata
 import zipfile
@@ -17,6 +18,7 @@ from segmenter_jax.data.datasets import build_dataset, make_builder, open_datase
 from segmenter_jax.data.labels import unpack_ids
 from segmenter_jax.data.survey import Survey, records_of, survey
 from segmenter_jax.runtime.errors import DataError
+from tests.data import replicas
 from tests.data.conftest import CLASSES, encode, noise
 from tests.data.folder_faults import FAULTS, try_fault
 
@@ -227,10 +229,33 @@ def test_an_archive_with_a_top_folder(separator, folder, tmp_path):
     assert build_dataset("toyset", tmp_path / "data", tmp_path / "above") == dataset
 
 
+def recipe(tool: str) -> str:
+    """The code of docs/data.md that converts the export of a tool."""
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    return re.search(rf"^{tool}.*?```python\n(.*?)```", text, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_an_export_of_cvat_becomes_a_dataset_by_the_recipe(tmp_path, monkeypatch):
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", "car:250,50,83::"]
+    for index in range(5):
+        for kind, suffix, pixels in (
+            ("JPEGImages", "jpg", noise(12, 16, index)),
+            ("SegmentationClass", "png", np.array([[0, 0, 0], [250, 50, 83]], np.uint8)[IDS // 2]),
+        ):
+            path = tmp_path / "export" / kind / f"{index}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    (tmp_path / "export/labelmap.txt").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    exec(recipe("Pascal VOC and CVAT"), {})
+    ids = labels(tmp_path / "mine", tmp_path, "val")["4"]
+    np.testing.assert_array_equal(ids, IDS // 2)
+
+
 @pytest.mark.parametrize(
     ("path", "tool"),
     [
-        ("SegmentationClass/a.png", "Pascal VOC, CVAT or labelme"),
+        ("SegmentationClass/a.png", "Pascal VOC or CVAT"),
         ("labelmap.txt", "CVAT"),
         ("annotations/instances_default.json", "COCO"),
     ],
@@ -242,6 +267,7 @@ def test_exports_of_other_tools_are_recognised(path, tool, tmp_path):
         check(tmp_path, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_what_a_build_refuses_or_changes_the_check_names(tmp_path):
     """Of what `tests.soak.check_superset` tries; another share with another seed."""
     for seed, fault in enumerate(random.Random(2).sample(FAULTS, 16)):
@@ -261,3 +287,23 @@ def test_classes_have_names_of_their_own(name, folder, tmp_path):
     )
     with pytest.raises(DataError, match=r"the class 'sky' is there twice|is no class name"):
         check(folder, tmp_path)
+
+
+def test_names_of_a_benchmark_that_are_not_utf_8_are_refused(tmp_path):
+    root = replicas.write("camvid", tmp_path / "camvid")
+    image = min((root / "images/train").iterdir())
+    for path in (image, root / "annotations/train" / f"{image.stem}.png"):
+        os.rename(path, os.fsencode(path.parent) + b"/\xe9" + path.suffix.encode())
+    builder = make_builder("camvid", tmp_path, root, allow_partial=True)
+    (problem,) = survey(builder.scan(), builder.spec).problems
+    assert "\\xe9" in problem and "the name is not UTF-8" in problem
+    with pytest.raises(DataError, match="the name is not UTF-8; rename the file"):
+        build_dataset("camvid", tmp_path / "data", root, allow_partial=True)
+
+
+def test_lists_of_a_benchmark_as_windows_writes_them(tmp_path):
+    root = replicas.write("pascal_context", tmp_path / "pascal")
+    for path in root.rglob("*.txt"):
+        path.write_bytes(path.read_text().replace("\n", "\r\n").encode("utf-8-sig"))
+    listing = make_builder("pascal_context", tmp_path, root, allow_partial=True).scan()
+    assert not listing.problems and len(listing.readers["train"]) == 3

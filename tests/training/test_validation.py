@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from segmenter_jax.checkpoints.model_dir import load_description, load_model
 from segmenter_jax.models.params import init_params
@@ -35,6 +37,15 @@ def run(experiment, tmp_path):
 
     yield workdir, evaluate
     log.close()
+
+
+def test_what_is_probably_not_meant_is_told_before_the_first_step(tmp_path, caplog):
+    source = write_dataset(tmp_path / "scenes", train=2, val=2)
+    for path in (source / "annotations/train").iterdir():
+        label = np.asarray(Image.open(path))
+        Image.fromarray(np.where(label == 1, 0, label).astype(np.uint8)).save(path)
+    experiments.build(tiny_config(source, **LIGHT))
+    assert "dataset tiny: classes that train never shows, but val: disk" in caplog.text
 
 
 def test_evaluation_leaves_report_models_pictures_and_numbers(run):

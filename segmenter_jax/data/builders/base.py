@@ -16,7 +16,12 @@ from segmenter_jax.data.images import decode_image
 from segmenter_jax.data.labels import check_pair, is_turned_unseen, pack_ids
 from segmenter_jax.data.listing import printable
 from segmenter_jax.data.specs import DatasetSpec
-from segmenter_jax.data.statistics import SplitStatistics, label_warnings, nothing_counts
+from segmenter_jax.data.statistics import (
+    RecordSummary,
+    SplitStatistics,
+    label_warnings,
+    nothing_counts,
+)
 from segmenter_jax.data.traps import ORIENTATION
 from segmenter_jax.runtime.errors import DataError, first_few
 from segmenter_jax.runtime.host import usable_cores
@@ -87,15 +92,13 @@ class Examined:
       record: what was read.
       image: uint8 (H, W, C).
       label: trained ids, uint8 (H, W); None without a label.
-      counts: int (256,), pixels by trained id; None without a label.
-      remarks: those of the record, and what decoding has shown.
+      summary: for `statistics`.
     """
 
     record: RawRecord
     image: np.ndarray
     label: np.ndarray | None
-    counts: np.ndarray | None
-    remarks: tuple[str, ...]
+    summary: RecordSummary
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -173,11 +176,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             if isinstance(outcome, DataError):
                 problems.append(str(outcome))
             elif not problems:
-                examined, ids = outcome
-                record = examined.record
-                statistics.add(
-                    record.image_name, examined.image.shape[:2], examined.counts, examined.remarks
-                )
+                record, summary, ids = outcome
+                statistics.add(summary)
                 # An empty label stands for none.
                 example = {"image": record.image, "label": record.label or b"", "label_ids": ids}
                 yield index, example | {"name": record.name}
@@ -217,18 +217,17 @@ def examine(spec: DatasetSpec, reader: RecordReader) -> Examined | DataError:
     try:
         record = reader()
         _check_names(record)
+        name, counts, label, remarks = record.image_name, None, None, record.remarks
         if record.label is None:
-            image = decode_image(record.image, record.image_name, channels=spec.channels)
-            return Examined(record, image, None, None, record.remarks)
-        image, label = check_pair(
-            record.image, record.label, spec, record.image_name, record.label_name
-        )
+            image = decode_image(record.image, name, channels=spec.channels)
+        else:
+            image, label = check_pair(record.image, record.label, spec, name, record.label_name)
+            counts = np.bincount(label.ravel(), minlength=256)
+            if not record.orientation_is_known and is_turned_unseen(record.image, label.shape):
+                remarks += (ORIENTATION,)
     except DataError as error:
         return error
-    remarks = record.remarks
-    if not record.orientation_is_known and is_turned_unseen(record.image, image.shape[:2]):
-        remarks += (ORIENTATION,)
-    return Examined(record, image, label, np.bincount(label.ravel(), minlength=256), remarks)
+    return Examined(record, image, label, RecordSummary(name, image.shape[:2], counts, remarks))
 
 
 def _check_names(record: RawRecord) -> None:
@@ -255,9 +254,12 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
             yield window.popleft().result()
 
 
-def _packed(spec: DatasetSpec, reader: RecordReader) -> tuple[Examined, bytes] | DataError:
+def _packed(
+    spec: DatasetSpec, reader: RecordReader
+) -> tuple[RawRecord, RecordSummary, bytes] | DataError:
     """Examines a record and packs its label; instead what is wrong with it, if anything."""
     outcome = examine(spec, reader)
     if isinstance(outcome, DataError):
         return outcome
-    return outcome, b"" if outcome.label is None else pack_ids(outcome.label)
+    packed = b"" if outcome.label is None else pack_ids(outcome.label)
+    return outcome.record, outcome.summary, packed

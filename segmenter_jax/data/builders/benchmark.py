@@ -72,7 +72,7 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
             for split in sorted(paths)
             for name, path in sorted(paths[split].items())
         ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def scan(self) -> Listing:
         """One reader per image, in the order of their names."""

@@ -134,7 +134,8 @@ class SourceFiles:
     def _add_archive(self, source: Path) -> None:
         try:
             archive = zipfile.ZipFile(source)
-        except (zipfile.BadZipFile, OSError) as error:
+        # Names that are not in the code they are said to be in are ValueErrors.
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise DataError(f"{source}: not a readable zip archive ({error})") from error
         entries, unpacked = archive.infolist(), set(self._places)
         if len(entries) > MAX_FILES:
