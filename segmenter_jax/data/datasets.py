@@ -188,8 +188,6 @@ def build_dataset(
     directory = _directory(name, data_dir)
     if directory.is_dir() and not overwrite:
         return open_dataset(name, data_dir, source)
-    if name in GENERATED and source is not None:
-        raise ValueError(_no_source_message(name, source))
     if name not in GENERATED and source is None:
         raise ValueError(_missing_message(name, data_dir, source))
     with build_folder(directory) as folder:
@@ -253,13 +251,15 @@ def make_builder(
       data_dir: where it would write.
 
     Raises:
-      ValueError: a dataset cannot have this name.
+      ValueError: a dataset cannot have this name, or is generated and has no source.
       DataError: there is no such source, or it does not say what its classes are.
     """
     from segmenter_jax.data import builders
 
     _check_name(name)
     if name in GENERATED:
+        if source is not None:
+            raise ValueError(_no_source_message(name, source))
         return builders.Shapes(data_dir=data_dir)
     if name in BENCHMARKS:
         return builders.BENCHMARK_BUILDERS[name](

@@ -16,6 +16,9 @@ from segmenter_jax.runtime.errors import DataError, first_few
 # Thumbnails, copies and deleted files, in the spelling of macOS, Synology and Windows.
 _SYSTEM_NAMES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
+# Of no interest to anybody.
+_DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
+
 HIDDEN = "hidden or kept by a system"
 _MAX_NAMED = 3
 
@@ -47,8 +50,8 @@ def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
     """Paths by reason as text: "1 not read (.heic): c.heic; 2 hidden or ...: .a, .b"."""
     return "; ".join(
         f"{len(paths)} {reason}: {first_few(sorted(map(printable, paths)), _MAX_NAMED)}"
-        for reason, paths in sorted(left_out.items())
-        if paths
+        for reason, listed in sorted(left_out.items())
+        if (paths := [p for p in listed if not p.endswith(_DROPPINGS)])
     )
 
 
@@ -59,7 +62,7 @@ def printable(path: str) -> str:
 
 def is_left_out(name: str) -> bool:
     """Whether a file or folder of this name, and all below it, does not count."""
-    return name.startswith(".") or name in _SYSTEM_NAMES
+    return name.startswith(".") or name in (*_SYSTEM_NAMES, *_DROPPINGS)
 
 
 def list_folder(

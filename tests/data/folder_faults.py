@@ -581,7 +581,7 @@ def classes_that_contradict(mine: Mine) -> None:
 
 @fault
 def name_of_the_dataset(mine: Mine) -> None:
-    mine.name = mine.random.choice(["../mine", "", ".mine", "a/b", "my data", "mine-2.0"])
+    mine.name = mine.random.choice(["../mine", "", ".mine", "a/b", "my data", "mine-2.0", "shapes"])
 
 
 @fault
@@ -592,6 +592,12 @@ def folder_above(mine: Mine) -> None:
     mine.source = above
     if mine.random.random() < 0.5:
         shutil.copytree(above / "mine", above / "copy")
+
+
+@fault
+def classes_only_in_an_older_copy(mine: Mine) -> None:
+    shutil.copytree(mine.root, mine.root / "older")
+    (mine.root / "classes.json").unlink()
 
 
 @fault

@@ -20,7 +20,15 @@ def touch(root: Path, *names: str) -> None:
 
 def test_hidden_and_system_folders_are_left_out_and_counted(tmp_path):
     touch(tmp_path, "a.png", "b/c.JFIF", "b/d.heic", ".Trash-1000/e.png", "b/__MACOSX/f.png")
-    touch(tmp_path, "@eaDir/a.png/g.jpg", "b/._c.JFIF", "$RECYCLE.BIN/h.png", "noext")
+    touch(
+        tmp_path,
+        ".DS_Store",
+        "b/Thumbs.db",
+        "@eaDir/a.png/g.jpg",
+        "b/._c.JFIF",
+        "$RECYCLE.BIN/h.png",
+        "noext",
+    )
     found = list_folder(tmp_path)
     assert list(found.files) == ["a.png", "b/c.JFIF", "b/d.heic", "noext"]
     assert found.folders == {".", "b"}
@@ -133,8 +141,9 @@ def test_one_name_in_two_forms_is_refused(tmp_path):
 def test_the_folder_that_is_meant_has_to_be_clear(tmp_path):
     touch(tmp_path, "a/classes.json", "b/c/classes.json")
     files = SourceFiles(tmp_path)
-    with pytest.raises(DataError, match=r"2 folders hold a classes.json \(a/.*, b/c/.*give one of"):
+    with pytest.raises(DataError, match=r"no classes\.json, but a/.*, b/c/.* beside other folders"):
         files.enter_folder_of("classes.json")
+    touch(tmp_path, "b/README.txt")
     files = SourceFiles(tmp_path / "b")
     files.enter_folder_of("classes.json")
     assert files.root == tmp_path / "b/c" and files.paths == ["classes.json"]

@@ -301,6 +301,12 @@ def test_names_of_a_benchmark_that_are_not_utf_8_are_refused(tmp_path):
         build_dataset("camvid", tmp_path / "data", root, allow_partial=True)
 
 
+def test_a_generated_dataset_takes_no_source_for_both(folder, tmp_path):
+    for make in (make_builder, build_dataset):
+        with pytest.raises(ValueError, match="'shapes' is generated and takes no source"):
+            make("shapes", tmp_path / "data", folder)
+
+
 def test_lists_of_a_benchmark_as_windows_writes_them(tmp_path):
     root = replicas.write("pascal_context", tmp_path / "pascal")
     for path in root.rglob("*.txt"):

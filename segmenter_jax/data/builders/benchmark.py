@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from segmenter_jax.data.builders.base import Listing, RawRecord, SegmentationBuilder
 from segmenter_jax.data.builders.files import SourceFiles
+from segmenter_jax.data.listing import describe_left_out
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.traps import source_traps
 
@@ -92,7 +93,8 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
             ]
         if not self._allow_partial and any(images.values()):
             self._check_counts({split: len(found) for split, found in readers.items()}, problems)
-        return Listing(readers, problems)
+        left_out = describe_left_out(self._files.left_out)
+        return Listing(readers, problems, [f"left out: {left_out}"] if left_out else [])
 
     def read(self, name: str, image: str, label: str | None) -> RawRecord:
         """Reads one record; called in a thread."""

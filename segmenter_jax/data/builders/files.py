@@ -53,20 +53,20 @@ class SourceFiles:
         self._paths = sorted(self._places)
 
     def enter_folder_of(self, name: str) -> None:
-        """Makes the folder that holds the only file of this name the root, if the root has none.
+        """Makes the one top folder the root, if that holds a file of this name and the root does not.
 
         Raises:
-          DataError: several folders hold one.
+          DataError: the file is below the root, but in one of several folders.
         """
         holders = [path for path in self._paths if path.endswith(f"/{name}")]
         if name in self or not holders:
             return
-        if len(holders) > 1:
-            raise DataError(
-                f"{self.root}: {len(holders)} folders hold a {name} ({first_few(holders, 3)}); "
-                "give one of them"
-            )
         top = holders[0].removesuffix(name)
+        if any("/" in path and not path.startswith(top) for path in self._paths):
+            raise DataError(
+                f"{self.root}: no {name}, but {first_few(holders, 3)} beside other folders; give "
+                "the folder that is meant"
+            )
         self.root /= top
         self._places = {
             path.removeprefix(top): place
