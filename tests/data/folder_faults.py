@@ -128,7 +128,9 @@ class Verdict:
     def is_right(self) -> bool:
         """Whether `check` names what the build refuses, and what it makes something else of."""
         if self.refusal is not None or self.problems:
-            return self.refusal is not None and bool(self.problems)
+            # The build stops at the first split with problems, and lists not all of many.
+            refusal = self.refusal or ""
+            return any(problem in refusal for problem in self.problems)
         return self.is_as_meant or bool(self.warnings)
 
 

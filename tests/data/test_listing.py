@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from segmenter_jax.data.builders.files import SourceFiles
 from segmenter_jax.data.encoded import IMAGE_SUFFIXES
@@ -88,7 +88,8 @@ def test_patterns_follow_the_same_rule(pattern, matches, tmp_path):
 
 def test_every_suffix_is_one_that_the_decoder_knows():
     assert Image.registered_extensions().keys() >= {*IMAGE_SUFFIXES}
-    assert {".jfif", ".avif", ".pgm", ".gif"} <= {*IMAGE_SUFFIXES}
+    assert {".jfif", ".jp2", ".pgm", ".gif"} <= {*IMAGE_SUFFIXES}
+    assert (".avif" in IMAGE_SUFFIXES) == ("avif" in features.get_supported())
 
 
 def test_unreadable_folders_are_counted(tmp_path, monkeypatch):

@@ -22,7 +22,8 @@ def main(folders: int = 200, seed: int = 0) -> int:
         else:
             outcome = f"{'as meant' if verdict.is_as_meant else 'something else'}, warned: "
             outcome += "; ".join(verdict.warnings) or "no"
-        print(f"{'right' if verdict.is_right else 'WRONG'}  {verdict.fault}: {outcome}"[:300])
+        judgement = "right" if verdict.is_right else "WRONG"
+        print(f"{judgement}  {seed + number} {verdict.fault}: {outcome}"[:300])
     print(f"{folders} folders, {len(FAULTS)} kinds of faults: {wrong} wrong")
     return wrong
 

@@ -53,7 +53,7 @@ class SourceFiles:
         self._paths = sorted(self._places)
 
     def enter_folder_of(self, name: str) -> None:
-        """Makes the one top folder the root, if that holds a file of this name and the root does not.
+        """Makes the only top folder the root if it holds a file of this name and the root does not.
 
         Raises:
           DataError: the file is below the root, but in one of several folders.
