@@ -576,6 +576,8 @@ def classes_that_contradict(mine: Mine) -> None:
             {"ignore_colors": [COLORS[0]]},
             {"ignore_ids": [], "ignore_colors": [[1, 2, 3]]},
             {"ignore_ids": [255, 255]},
+            {"ignore_colors": [[1, 2]]},
+            {"ignore_colors": [[1, 2, 300]]},
         ]
     )
     mine.edit(lambda fields: fields.update(change))

@@ -85,6 +85,9 @@ def _color_table(
     ignored_ids: Sequence[int],
 ) -> dict[Color, int]:
     """Label values by colour, without colours that stand for several classes."""
+    for color in ignored:
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            raise ValueError(f"ignore_colors: {list(color)} is not three values in 0..255")
     if ignored and not ignored_ids:
         raise ValueError("ignore_colors needs one of ignore_ids, which these colours become")
     table = {color: i for color, i in zip(colors, ids, strict=True) if colors.count(color) == 1}

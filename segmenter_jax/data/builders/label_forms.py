@@ -1,5 +1,6 @@
 """Forms in which people keep labels, to the one that is stored: a PNG of label values."""
 
+import functools
 import io
 
 import cv2
@@ -27,10 +28,14 @@ class LabelForms:
 
     def __init__(self, description: LabelDescription):
         self._description = description
-        # Label value by colour.
-        self._values = np.full((256,) * 3, _NO_VALUE, np.int16)
-        for color, value in description.colors.items():
-            self._values[color] = value
+
+    @functools.cached_property
+    def _values(self) -> np.ndarray:
+        """Label value by colour, int16 (256, 256, 256)."""
+        values = np.full((256,) * 3, _NO_VALUE, np.int16)
+        for color, value in self._description.colors.items():
+            values[color] = value
+        return values
 
     def to_png(self, label: bytes, name: str, image: bytes) -> tuple[bytes, tuple[str, ...]]:
         """Converts a label.
