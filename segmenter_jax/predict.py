@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from segmenter_jax.data.images import IMAGE_SUFFIXES
+from segmenter_jax.data.encoded import IMAGE_SUFFIXES
+from segmenter_jax.data.listing import describe_left_out, list_folder, list_pattern, printable
 from segmenter_jax.inference.merging import Maps
 from segmenter_jax.inference.predictor import Predictor, load
 from segmenter_jax.inference.sliding_window import SlidingWindow
@@ -43,8 +44,8 @@ def planned_outputs(inputs: Sequence[str]) -> dict[pathlib.Path, pathlib.PurePat
     """What to read, and the name of its results without suffix, relative to the output folder.
 
     Args:
-      inputs: files; folders, whose pictures and videos are taken recursively and mirrored; and
-        patterns such as "photos/**/*.jpg", mirrored below their fixed part.
+      inputs: files; folders, whose pictures and videos are taken by the rule of `data.listing` and
+        mirrored; and patterns such as "photos/**/*.jpg", mirrored below their fixed part.
 
     Returns:
       A mapping in the order of the inputs, folders and matches sorted.
@@ -72,29 +73,23 @@ def planned_outputs(inputs: Sequence[str]) -> dict[pathlib.Path, pathlib.PurePat
 
 
 def _expand(name: str) -> dict[pathlib.Path, pathlib.PurePath]:
-    """Files of one input, and their paths below it."""
+    """Files of one input, and their paths below it; says what was left out."""
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if _is_readable(p))
-        if not files:
-            suffixes = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-            raise ValueError(f"{name}: no pictures in this folder ({suffixes})")
-        return {p: p.relative_to(path) for p in files}
-    if path.exists():
+        found, problem = list_folder(path), "no pictures in this folder"
+    elif path.exists():
         return {path: pathlib.PurePath(path.name)}
-    if not glob.has_magic(name):
+    elif glob.has_magic(name):
+        found, problem = list_pattern(path), "no pictures match"
+    else:
         raise ValueError(f"{name}: no such file or folder")
-    matches = (pathlib.Path(p) for p in glob.glob(str(path), recursive=True))
-    files = sorted(p for p in matches if _is_readable(p))
-    if not files:
-        raise ValueError(f"{name}: no pictures match")
-    fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-    return {p: p.relative_to(fixed) for p in files}
-
-
-def _is_readable(path: pathlib.Path) -> bool:
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and path.is_file()
+    found.keep(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+    left_out = describe_left_out(found.left_out)
+    if not found.files:
+        raise ValueError(f"{name}: {problem}" + (f"; left out: {left_out}" if left_out else ""))
+    if left_out:
+        print(f"{printable(name)}: left out: {left_out}", file=sys.stderr)
+    return {place: pathlib.PurePath(below) for below, place in found.files.items()}
 
 
 def _is_video(path: pathlib.Path) -> bool:

@@ -169,7 +169,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _print(result: Survey) -> None:
-    print(result.table())
+    print(result.table(), flush=True)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

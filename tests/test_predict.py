@@ -186,6 +186,28 @@ def test_names_that_collide_keep_their_suffix(tmp_path):
     }
 
 
+def test_what_a_folder_leaves_out_is_said(tmp_path, capsys):
+    for name in ("x.jfif", ".Trash-1000/y.png", "__MACOSX/z.png", "IMG.HEIC"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(s) for s in predict.planned_outputs([str(tmp_path)]).values()] == ["x"]
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: left out: 2 hidden or kept by a system: .Trash-1000, __MACOSX; "
+        "1 not read (.heic): IMG.HEIC\n"
+    )
+    (tmp_path / "x.jfif").unlink()
+    with pytest.raises(ValueError, match=r"no pictures in this folder; left out: .*IMG\.HEIC"):
+        predict.planned_outputs([str(tmp_path)])
+
+
+def test_a_torn_picture_is_refused_by_its_name(predictor, tmp_path):
+    data = io.BytesIO()
+    Image.fromarray(picture(48, 64, 3)).save(data, "JPEG")
+    (tmp_path / "torn.jpg").write_bytes(data.getvalue()[:900] + b"\xff\xd9")
+    with pytest.raises(ValueError, match=r"torn\.jpg: truncated or corrupt JPEG image"):
+        predictor.predict(tmp_path / "torn.jpg")
+
+
 def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -80,7 +80,7 @@ def measure_stages(
     stages: dict[str, Callable[[int], object]] = {
         "read": lambda i: source[i % len(source)],
         "decode image": lambda i: decode_image(
-            records[i % len(records)]["image"], "image", channels=spec.channels
+            records[i % len(records)]["image"], "image", channels=spec.channels, strict=False
         ),
         "decode label": lambda i: read_label(records[i % len(records)], spec),
         "transform": lambda i: transform(records[i % len(records)], rng),

@@ -127,10 +127,10 @@ def dataset_spec(config: ml_collections.ConfigDict, num_classes: int | None) -> 
         return known[d.name]
     if d.source:
         # Builders import TFDS, which takes seconds.
-        from segmenter_jax.data.builders.files import SourceFiles
-        from segmenter_jax.data.builders.folder import read_classes
+        from segmenter_jax.data.builders.classes_file import read_classes
+        from segmenter_jax.data.builders.folder import open_folder
 
-        return read_classes(SourceFiles(d.source), d.name)
+        return read_classes(open_folder(d.source), d.name).spec
     try:
         return open_dataset(d.name, d.data_dir).spec
     except ValueError as error:

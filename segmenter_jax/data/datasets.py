@@ -90,7 +90,8 @@ class Dataset:
       spec: its classes, colours and label values.
       directory: where it lives.
       splits: number of records by split.
-      unlabelled: splits whose labels are not published.
+      unlabelled: splits without labels.
+      warnings: what was legal and probably not meant when it was built.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Dataset:
     directory: Path
     splits: Mapping[str, int]
     unlabelled: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def source(self, split: str, *, needs_labels: bool = True) -> RecordSource:
         """Random access to a split.
@@ -155,6 +157,7 @@ def open_dataset(name: str, data_dir: PathLike, source: PathLike | None = None) 
         directory=directory,
         splits={split: info.num_examples for split, info in splits.items()},
         unlabelled=tuple(split for split in metadata.get("unlabelled", ()) if split in splits),
+        warnings=tuple(metadata.get("warnings", ())),
     )
 
 
@@ -189,8 +192,6 @@ def build_dataset(
     directory = _directory(name, data_dir)
     if directory.is_dir() and not overwrite:
         return open_dataset(name, data_dir, source)
-    if name in GENERATED and source is not None:
-        raise ValueError(_no_source_message(name, source))
     if name not in GENERATED and source is None:
         raise ValueError(_missing_message(name, data_dir, source))
     with sole_owner(directory.parent, wait=wait):
@@ -221,12 +222,16 @@ def built_datasets(data_dir: PathLike) -> list[str]:
     return sorted(path.parts[-3] for path in root.glob(f"*/{VERSION}/{_METADATA_FILE}"))
 
 
-def _directory(name: str, data_dir: PathLike) -> Path:
+def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"dataset name {name!r} must be letters, digits, '_', '-' and '.', "
             "starting with a letter or digit"
         )
+
+
+def _directory(name: str, data_dir: PathLike) -> Path:
+    _check_name(name)
     return Path(data_dir).expanduser().resolve() / name / VERSION
 
 
@@ -261,11 +266,15 @@ def make_builder(
       data_dir: where it would write.
 
     Raises:
+      ValueError: a dataset cannot have this name, or is generated and has no source.
       DataError: there is no such source, or it does not say what its classes are.
     """
     from segmenter_jax.data import builders
 
+    _check_name(name)
     if name in GENERATED:
+        if source is not None:
+            raise ValueError(_no_source_message(name, source))
         return builders.Shapes(data_dir=data_dir)
     if name in BENCHMARKS:
         return builders.BENCHMARK_BUILDERS[name](

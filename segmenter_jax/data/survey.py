@@ -9,58 +9,23 @@ import numpy as np
 from tqdm import tqdm
 
 from segmenter_jax.data.builders.base import (
+    Examined,
     Listing,
     RawRecord,
     RecordReader,
-    check_record,
+    examine,
     in_threads,
 )
 from segmenter_jax.data.datasets import Dataset, RecordSource
 from segmenter_jax.data.specs import DatasetSpec
-from segmenter_jax.runtime.errors import DataError, first_few
+from segmenter_jax.data.statistics import SplitStatistics, label_warnings, nothing_counts
+from segmenter_jax.runtime.errors import DataError
 from segmenter_jax.runtime.tables import align
 
 _MAX_NAME = 32
 
 # Called with the split, the record's number in it, its name, its image and its label or None.
 OnRecord = Callable[[str, int, str, np.ndarray, np.ndarray | None], None]
-
-
-@dataclasses.dataclass
-class SplitStatistics:
-    """What a split's records look like.
-
-    Attributes:
-      num_records: good records.
-      sizes: (height, width) of each, in pixels.
-      class_pixels: int64 (K,), labelled pixels by class.
-      class_images: int64 (K,), records that show the class.
-      ignored_pixels: labelled pixels that count nowhere.
-    """
-
-    num_records: int
-    sizes: list[tuple[int, int]]
-    class_pixels: np.ndarray
-    class_images: np.ndarray
-    ignored_pixels: int
-
-    @classmethod
-    def empty(cls, num_classes: int) -> "SplitStatistics":
-        """Those of no record."""
-        zeros = np.zeros(num_classes, np.int64)
-        return cls(0, [], zeros, zeros.copy(), 0)
-
-    def add(self, image: np.ndarray, label: np.ndarray | None) -> None:
-        """Counts one record."""
-        self.num_records += 1
-        self.sizes.append(image.shape[:2])
-        if label is None:
-            return
-        counts = np.bincount(label.ravel(), minlength=256)
-        num_classes = self.class_pixels.size
-        self.class_pixels += counts[:num_classes]
-        self.class_images += counts[:num_classes] > 0
-        self.ignored_pixels += int(counts[num_classes:].sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +49,9 @@ class Survey:
         lines = []
         for split, statistics in self.splits.items():
             lines.append(f"{split}: {statistics.num_records} records{_describe_sizes(statistics)}")
-        labelled = {name: s for name, s in self.splits.items() if s.class_pixels.any()}
+        labelled = {
+            name: s for name, s in self.splits.items() if s.class_pixels.any() or s.ignored_pixels
+        }
         if labelled:
             lines += ["", *_histogram(self.spec, labelled)]
         return "\n".join(lines)
@@ -101,7 +68,7 @@ def survey(listing: Listing, spec: DatasetSpec, on_record: OnRecord | None = Non
     Returns:
       Statistics of the good records and the problems of all others.
     """
-    problems, warnings = list(listing.problems), []
+    problems, warnings = listing.all_problems(), list(listing.warnings)
     statistics = {split: SplitStatistics.empty(spec.num_classes) for split in listing.readers}
     places = [
         (split, index, reader)
@@ -116,15 +83,17 @@ def survey(listing: Listing, spec: DatasetSpec, on_record: OnRecord | None = Non
         if isinstance(result, DataError):
             problems.append(str(result))
             continue
-        record, image, label, digest = result
-        statistics[split].add(image, label)
-        former_split, former = origins.setdefault(digest, (split, record.image_name))
+        examined, digest = result
+        name = examined.record.image_name
+        statistics[split].add(examined.summary)
+        former_split, former = origins.setdefault(digest, (split, name))
         if former_split != split:
-            warnings.append(f"{record.image_name}: the same image as {former}, in another split")
+            warnings.append(f"{name}: the same image as {former}, in another split")
         if on_record is not None:
-            on_record(split, index, record.name, image, label)
-    if not problems:
-        warnings += _absent_classes(spec, statistics)
+            on_record(split, index, examined.record.name, examined.image, examined.label)
+    problems = problems or nothing_counts(spec, statistics)
+    if not problems and not listing.is_built:
+        warnings += label_warnings(spec, statistics)
     return Survey(spec, statistics, problems, warnings)
 
 
@@ -135,7 +104,9 @@ def records_of(dataset: Dataset) -> Listing:
         {
             split: [functools.partial(_stored_record, split, source, i) for i in range(len(source))]
             for split, source in sources.items()
-        }
+        },
+        warnings=dataset.warnings,
+        is_built=True,
     )
 
 
@@ -145,25 +116,12 @@ def _stored_record(split: str, source: RecordSource, index: int) -> RawRecord:
     return RawRecord(record["name"], record["image"], record.get("label"), name, name)
 
 
-def _examine(
-    spec: DatasetSpec, reader: RecordReader
-) -> tuple[RawRecord, np.ndarray, np.ndarray | None, bytes] | DataError:
-    """A record, its image and label, and a digest of the image; or what is wrong with it."""
-    try:
-        record = reader()
-        image, label = check_record(record, spec)
-    except DataError as error:
-        return error
-    return record, image, label, hashlib.sha256(record.image).digest()
-
-
-def _absent_classes(spec: DatasetSpec, statistics: Mapping[str, SplitStatistics]) -> list[str]:
-    labelled = [split for split, s in statistics.items() if s.class_images.any()]
-    total = sum(statistics[split].class_images for split in labelled)
-    absent = [spec.class_names[i] for i in np.flatnonzero(total == 0)] if labelled else []
-    if not absent:
-        return []
-    return [f"classes that no label shows: {first_few(absent, 10, '; ')}"]
+def _examine(spec: DatasetSpec, reader: RecordReader) -> tuple[Examined, bytes] | DataError:
+    """A record and a digest of its image; or what is wrong with it."""
+    outcome = examine(spec, reader)
+    if isinstance(outcome, DataError):
+        return outcome
+    return outcome, hashlib.sha256(outcome.record.image).digest()
 
 
 def _describe_sizes(statistics: SplitStatistics) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segmenter_jax.data.images import decode_image, decode_label, unpack_ids
+from segmenter_jax.data.images import decode_image
+from segmenter_jax.data.labels import decode_label, unpack_ids
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.runtime.errors import DataError
 
@@ -71,7 +72,7 @@ def decode_record(record: Record, spec: DatasetSpec) -> tuple[np.ndarray, np.nda
     name = record["name"]
     if "label" not in record:
         raise DataError(f"{name}: the record has no label")
-    image = decode_image(record["image"], name, channels=spec.channels)
+    image = decode_image(record["image"], name, channels=spec.channels, strict=False)
     label = read_label(record, spec)
     if image.shape[:2] != label.shape:
         raise DataError(f"{name}: image {image.shape[:2]} and label {label.shape} differ in size")
@@ -281,5 +282,5 @@ class ImageTransform:
           `image` uint8 (H, W, C), `name`.
         """
         name = record["name"]
-        image = decode_image(record["image"], name, channels=self.spec.channels)
+        image = decode_image(record["image"], name, channels=self.spec.channels, strict=False)
         return {"image": image, "name": name}

@@ -11,6 +11,10 @@ RGB_LABEL = (
     "; colours are no ids: this is a rendering (such as ADE20K's _seg.png or Cityscapes' "
     "_color.png) or a palette image that was converted"
 )
+ORIENTATION = (
+    "images are turned or mirrored by EXIF, and nothing tells whether their labels are as well "
+    '("label_orientation" in classes.json says so: "shown" or "stored")'
+)
 SCENE_PARSE150 = (
     "TFDS's scene_parse150 holds the instance annotations of 100 classes, not the semantic labels "
     "of ADE20K's 150; build 'ade20k' from ADEChallengeData2016.zip"
@@ -23,6 +27,12 @@ _INSTANCES = (
     "annotations_instance holds instance annotations; the semantic labels are in "
     "ADEChallengeData2016.zip under annotations"
 )
+_EXPORTS = {
+    "/SegmentationClass": "Pascal VOC or CVAT",
+    "/labelmap.txt": "CVAT",
+    "/annotations/instances_": "COCO",
+    "/_annotations.coco.json": "COCO",
+}
 _CITYSCAPES_CLASSES = 19
 _CITYSCAPES_IDS = 34
 
@@ -45,6 +55,16 @@ def source_traps(paths: Iterable[str]) -> list[str]:
         elif "annotations_instance/" in path:
             found.setdefault(_INSTANCES, path)
     return [f"{path}: {explanation}" for explanation, path in found.items()]
+
+
+def layout_hints(paths: Iterable[str]) -> list[str]:
+    """Recognises exports of other tools; one explanation for each, with what to do."""
+    return [
+        f"{path} looks like an export of {tool}: docs/data.md says how to convert it"
+        for path in paths
+        for mark, tool in _EXPORTS.items()
+        if mark in f"/{path}"
+    ]
 
 
 def explain_values(raw: np.ndarray, spec: DatasetSpec, has_palette: bool) -> str:
@@ -79,6 +99,8 @@ def explain_values(raw: np.ndarray, spec: DatasetSpec, has_palette: bool) -> str
             "; the labels look shifted already (255 for ignored pixels), but the original files, "
             "where 0 is ignored, are expected"
         )
+    if illegal == [255] and values.tolist() == [0, 255]:
+        return "; in a mask of 0 and 255 the class has the id 255"
     if has_palette:
         return "; the file has a palette: its indices, not its colours, are taken as ids"
     return ""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from segmenter_jax.data.images import decode_label
+from segmenter_jax.data.labels import decode_label
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.evaluation.metrics import (
     CONFIDENCE_BINS,

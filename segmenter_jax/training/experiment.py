@@ -205,6 +205,8 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
     d = config.dataset
     dataset = build_dataset(d.name, d.data_dir, d.source or None)
+    for warning in dataset.warnings:
+        logger.warning("dataset %s: %s", dataset.name, warning)
     for split in (d.train_split, d.eval_split):
         # Refused here rather than at the first evaluation.
         dataset.source(split)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segmenter_jax.data.builders.files import MAX_FILE_BYTES, SourceFiles
 from segmenter_jax.data.datasets import build_dataset, open_dataset
-from segmenter_jax.data.images import decode_label, unpack_ids
+from segmenter_jax.data.labels import decode_label, unpack_ids
 from segmenter_jax.data.pipeline import eval_examples, train_batches
 from segmenter_jax.data.specs import BENCHMARKS
 from segmenter_jax.data.transforms import EvalTransform, ImageTransform, TrainTransform

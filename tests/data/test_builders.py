@@ -10,7 +10,7 @@ from PIL import Image
 from segmenter_jax.data import datasets
 from segmenter_jax.data.builders.shapes import Shapes, render_scene
 from segmenter_jax.data.datasets import build_dataset, built_datasets, open_dataset
-from segmenter_jax.data.images import check_pair, decode_label, unpack_ids
+from segmenter_jax.data.labels import check_pair, decode_label, unpack_ids
 from segmenter_jax.data.specs import SHAPES
 from segmenter_jax.runtime.errors import DataError
 from tests.data.conftest import noise
@@ -41,7 +41,7 @@ def test_shapes_has_its_splits_and_explains_itself(shapes):
 
 
 def test_shapes_records_are_deterministic_bytes(shapes):
-    reader = Shapes(data_dir=shapes.directory.parent.parent).record_readers()["validation"][7]
+    reader = Shapes(data_dir=shapes.directory.parent.parent).scan().readers["validation"][7]
     record = shapes.source("validation")[7]
     rendered = reader()
     for part in ("image", "label", "name"):
@@ -235,9 +235,9 @@ def break_empty_split(root):
     (root / "annotations/test").mkdir()
 
 
-def break_unlabelled_split(root):
-    (root / "images/test").mkdir()
-    shutil.copy(root / "images/train/a.jpg", root / "images/test/a.jpg")
+def break_unlabelled(root):
+    for split in ("train", "val"):
+        shutil.rmtree(root / "annotations" / split)
 
 
 def break_duplicate(root):
@@ -303,16 +303,19 @@ def break_ignored_class(root):
             break_missing_label,
             r"^images/train/city/b\.png: no label annotations/train/city/b\.png$",
         ),
-        (break_missing_image, r"^annotations/val/d\.png: no image images/val/d with one of \.jpg,"),
+        (
+            break_missing_image,
+            r"^annotations/val/d\.png: no image images/val/d with one of \.",
+        ),
         (break_truncated, r"^images/train/a\.jpg: truncated or corrupt JPEG image \("),
         (break_undecodable, r"^annotations/train/c\.png: not a readable image \(9 bytes\)$"),
         (
             break_rgb_label,
-            r"^annotations/train/a\.png: the label is an RGB image, but a single channel of class "
-            "ids is expected; colours are no ids: ",
+            r"^annotations/train/a\.png: the label is an RGB image, and 192 of its colours \(192 "
+            r"pixels\) stand for no single class: \(0, 90, 237\), .* Add them to classes\.json, ",
         ),
         (break_empty_split, r"^images/test: the split is empty; expected \.jpg, "),
-        (break_unlabelled_split, r"^images/test/a\.jpg: no label annotations/test/a\.png$"),
+        (break_unlabelled, r"/annotations: no split has labels$"),
         (break_duplicate, r"^images/train/a\.jpg: a\.bmp has the same stem$"),
         (break_split_name, "^images/val-1: a split's name must be letters, digits and underscores"),
         (break_no_images, r"/images: missing folder; expected images/SPLIT/\.\.\.$"),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from segmenter_jax.data.images import check_pair, decode_image, decode_label, pack_ids, unpack_ids
+from segmenter_jax.data.images import decode_image
+from segmenter_jax.data.labels import check_pair, decode_label, pack_ids, unpack_ids
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.runtime.errors import DataError
 from tests.data.conftest import encode, noise
@@ -177,6 +178,43 @@ def test_label_with_damaged_pixels_never_decodes_to_something_else(position, thr
     data[position] ^= 0x10
     with pytest.raises(DataError, match=r"^mask: truncated or corrupt PNG image \(.*checksum"):
         decode_label(bytes(data), three_classes, "mask")
+
+
+def torn(data: bytes, how: str) -> bytes:
+    middle = len(data) // 2
+    return {
+        "closed": data[:middle] + b"\xff\xd9",
+        "part lost": data[:middle] + data[middle + 400 :],
+        "zeros": data[:middle] + bytes(400) + data[middle + 400 :],
+        "zeros to the end": data[:middle] + bytes(len(data) - middle - 2) + b"\xff\xd9",
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["closed", "part lost", "zeros", "zeros to the end"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "CMYK"}, {"mode": "L"}])
+def test_jpeg_that_decoders_fill_up(how, options):
+    data = torn(encode(noise(60, 80), "JPEG", **options), how)
+    with pytest.raises(DataError, match=r"^photo: truncated or corrupt JPEG image \("):
+        decode_image(data, "photo")
+
+
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "jpeg"])
+@pytest.mark.parametrize("part", ["pixels", "place"])
+def test_tiff_that_decoders_fill_up(compression, part):
+    data = bytearray(encode(noise(60, 80), "TIFF", compression=compression))
+    (offset,) = Image.open(io.BytesIO(data)).tag_v2[273]
+    if part == "pixels":
+        data[offset + 2000 : offset + 2400] = bytes(400)
+    else:
+        entry = data.index(struct.pack("<HHI", 273, 4, 1))
+        data[entry + 8 : entry + 12] = bytes(4)
+    with pytest.raises(DataError, match=r"^photo: truncated or corrupt TIFF image \(part 1 of 1"):
+        decode_image(bytes(data), "photo")
+
+
+def test_padding_before_the_end_of_a_jpeg_is_harmless():
+    data = encode(noise(16, 16), "JPEG")
+    assert decode_image(data[:-2] + bytes(9) + data[-2:], "x").shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xd9"])

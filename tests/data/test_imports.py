@@ -16,7 +16,7 @@ def loaded(code: str) -> set[str]:
     return set(eval(result.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["specs", "images", "transforms", "datasets"])
+@pytest.mark.parametrize("module", ["specs", "labels", "transforms", "datasets"])
 def test_light_modules(module):
     assert loaded(f"import segmenter_jax.data.{module}") == set()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmenter_jax.data.images import decode_label
+from segmenter_jax.data.labels import decode_label
 from segmenter_jax.data.specs import CITYSCAPES
 from segmenter_jax.evaluation.metrics import SegmentationReport, confusion_matrix
 from segmenter_jax.evaluation.submission import encode_submission, submission_name

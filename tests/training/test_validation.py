@@ -41,6 +41,15 @@ def run(experiment, tmp_path):
     log.close()
 
 
+def test_what_is_probably_not_meant_is_told_before_the_first_step(tmp_path, caplog):
+    source = write_dataset(tmp_path / "scenes", train=2, val=2)
+    for path in (source / "annotations/train").iterdir():
+        label = np.asarray(Image.open(path))
+        Image.fromarray(np.where(label == 1, 0, label).astype(np.uint8)).save(path)
+    experiments.build(tiny_config(source, **LIGHT))
+    assert "dataset tiny: classes that train never shows, but val: disk" in caplog.text
+
+
 def test_evaluation_leaves_report_models_pictures_and_numbers(run, experiment):
     workdir, evaluate = run
     totals = evaluate(0, 5)

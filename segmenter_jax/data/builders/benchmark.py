@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from segmenter_jax.data.builders.base import Listing, RawRecord, SegmentationBuilder
 from segmenter_jax.data.builders.files import SourceFiles
+from segmenter_jax.data.listing import describe_left_out
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.traps import source_traps
 
@@ -42,7 +43,7 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
         self.name = self.dataset_spec.name
         self._files = SourceFiles(source, self.archives)
         self._allow_partial = allow_partial
-        super().__init__(data_dir=str(data_dir))
+        super().__init__(data_dir=data_dir)
 
     @property
     def spec(self) -> DatasetSpec:
@@ -72,7 +73,7 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
             for split in sorted(paths)
             for name, path in sorted(paths[split].items())
         ]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def scan(self) -> Listing:
         """One reader per image, in the order of their names."""
@@ -92,7 +93,8 @@ class Benchmark(SegmentationBuilder, skip_registration=True):
             ]
         if not self._allow_partial and any(images.values()):
             self._check_counts({split: len(found) for split, found in readers.items()}, problems)
-        return Listing(readers, problems)
+        left_out = describe_left_out(self._files.left_out)
+        return Listing(readers, problems, [f"left out: {left_out}"] if left_out else [])
 
     def read(self, name: str, image: str, label: str | None) -> RawRecord:
         """Reads one record; called in a thread."""

@@ -103,7 +103,7 @@ class PascalContext(Benchmark, skip_registration=True):
                 )
                 continue
             root = lists[0].removesuffix(suffix)
-            for name in self._files.read(lists[0]).decode("utf-8").split():
+            for name in self._files.read(lists[0]).decode("utf-8-sig").split():
                 image = f"{root}JPEGImages/{name}.jpg"
                 label = f"{root}SegmentationClassContext/{name}.png"
                 for path, paths in ((image, images), (label, labels)):

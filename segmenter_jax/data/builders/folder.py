@@ -1,28 +1,33 @@
 """Any dataset laid out as folders of images and PNG labels, or the same in a zip archive.
 
 classes.json
-images/SPLIT/**/NAME.{jpg,jpeg,png,bmp,webp,tif,tiff}
+images/SPLIT/**/NAME.{jpg,png,...}
 annotations/SPLIT/**/NAME.png
 """
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segmenter_jax.data.builders.base import Listing, RawRecord, SegmentationBuilder
+from segmenter_jax.data.builders.classes_file import CLASSES_FILE, read_classes
 from segmenter_jax.data.builders.files import SourceFiles
-from segmenter_jax.data.images import IMAGE_SUFFIXES
+from segmenter_jax.data.builders.label_forms import LabelForms
+from segmenter_jax.data.encoded import IMAGE_SUFFIXES
+from segmenter_jax.data.listing import Found, describe_left_out
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.traps import JPEG_LABEL, source_traps
-from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.errors import first_few
 
-CLASSES_FILE = "classes.json"
 LABEL_SUFFIX = ".png"
+_SUFFIXES = first_few(IMAGE_SUFFIXES, 6)
 _SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
+
+# An image and its label, if it has one.
+Pair = tuple[str, str | None]
 
 
 class Folder(SegmentationBuilder, skip_registration=True):
@@ -38,15 +43,20 @@ class Folder(SegmentationBuilder, skip_registration=True):
 
     def __init__(self, *, name: str, source: Path, data_dir: Path):
         self.name = name
-        self._files = SourceFiles(source)
-        self._spec = read_classes(self._files, name)
+        self._files = open_folder(source)
+        self._labels = read_classes(self._files, name)
+        self._forms = LabelForms(self._labels)
+        self._pairs, self._problems = find_pairs(self._files)
+        self.unlabelled = tuple(
+            split for split, pairs in self._pairs.items() if not any(label for _, label in pairs)
+        )
         self._manifest: dict[str, list[Any]] = {}
-        super().__init__(data_dir=str(data_dir))
+        super().__init__(data_dir=data_dir)
 
     @property
     def spec(self) -> DatasetSpec:
         """Classes and label values of the dataset."""
-        return self._spec
+        return self._labels.spec
 
     def provenance(self) -> dict[str, Any]:
         """The folder and, filled while building, its files."""
@@ -55,67 +65,48 @@ class Folder(SegmentationBuilder, skip_registration=True):
 
     def scan(self) -> Listing:
         """One reader per pair of files."""
-        pairs, problems = find_pairs(self._files)
-        return Listing(
-            {
-                split: [functools.partial(self._read, split, *pair) for pair in split_pairs]
-                for split, split_pairs in pairs.items()
-            },
-            problems,
-        )
+        readers = {
+            split: [functools.partial(self._read, split, *pair) for pair in pairs]
+            for split, pairs in self._pairs.items()
+        }
+        return Listing(readers, self._problems, self._warnings_of_files())
 
-    def _read(self, split: str, image: str, label: str) -> RawRecord:
-        contents = []
-        for path in (image, label):
-            contents.append(self._files.read(path))
-            self._note(path, contents[-1])
-        return RawRecord(_stem(label, f"annotations/{split}"), *contents, image, label)
+    def _warnings_of_files(self) -> list[str]:
+        warnings = [
+            f"{split}: no labels; its images can be predicted, but neither trained on nor scored"
+            for split in self.unlabelled
+        ]
+        if left_out := _left_out(self._files, "images/", "annotations/"):
+            warnings.append(f"left out: {left_out}")
+        return warnings
+
+    def _read(self, split: str, image: str, label: str | None) -> RawRecord:
+        pixels = self._files.read(image)
+        self._note(image, pixels)
+        name = _stem(image, f"images/{split}")
+        if label is None:
+            return RawRecord(name, pixels, None, image, None)
+        content = self._files.read(label)
+        self._note(label, content)
+        content, remarks = self._forms.to_png(content, label, pixels)
+        is_known = self._labels.orientation is not None
+        return RawRecord(name, pixels, content, image, label, remarks, is_known)
 
     def _note(self, path: str, content: bytes) -> None:
         self._manifest[path] = [len(content), self._files.modified(path), _digest(content)]
 
 
-def read_classes(files: SourceFiles, name: str) -> DatasetSpec:
-    """Reads `classes.json` of a folder dataset.
-
-    Args:
-      files: the dataset's source.
-      name: name of the dataset.
-
-    Returns:
-      The spec: trained ids follow the order of `classes`; `ignore_ids` (default [255]) are ignored.
-
-    Raises:
-      DataError: the file is missing or does not say what it must.
-    """
-    path = files.root / CLASSES_FILE
-    if CLASSES_FILE not in files:
-        traps = source_traps(files.paths)
-        hint = f"; {traps[0]}" if traps else ""
-        raise DataError(f"{path}: missing; it lists the classes of the dataset{hint}")
-    try:
-        fields = json.loads(files.read(CLASSES_FILE).decode("utf-8"))
-        classes = fields["classes"]
-        ids = [_integer(entry["id"]) for entry in classes]
-        names = tuple(str(entry["name"]) for entry in classes)
-        colors = tuple(tuple(_integer(value) for value in entry["color"]) for entry in classes)
-        ignored = [_integer(value) for value in fields.get("ignore_ids", [255])]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'{path}: expected {{"classes": [{{"id": 0, "name": "sky", "color": [128, 128, 128]}}, '
-            f'...], "ignore_ids": [255]}}; could not read it ({error!r})'
-        ) from error
-    try:
-        pairs = [*zip(ids, range(len(ids)), strict=True), *((value, 255) for value in ignored)]
-        return DatasetSpec(name, names, colors, label_map=tuple(pairs))
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
+def open_folder(source: Path) -> SourceFiles:
+    """The files of a folder dataset, whose `classes.json` may lie below one top folder."""
+    files = SourceFiles(source)
+    files.enter_folder_of(CLASSES_FILE)
+    return files
 
 
-def find_pairs(files: SourceFiles) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
+def find_pairs(files: SourceFiles) -> tuple[dict[str, list[Pair]], list[str]]:
     """Lists the image and label files of every split, paired by their relative stem.
+
+    A split without any label beside one that has some is for prediction.
 
     Args:
       files: the dataset's source.
@@ -141,7 +132,10 @@ def find_pairs(files: SourceFiles) -> tuple[dict[str, list[tuple[str, str]]], li
             f"{files.root / 'images'}: no split; expected subfolders such as train and val"
         )
     problems += source_traps(files.paths)
-    return {split: _pair_split(files, split, problems) for split in sorted(splits)}, problems
+    pairs = {split: _pair_split(files, split, problems) for split in sorted(splits)}
+    if pairs and not problems and not any(label for p in pairs.values() for _, label in p):
+        problems.append(f"{files.root / 'annotations'}: no split has labels")
+    return pairs, problems
 
 
 def changed_files(source: Path, manifest: Mapping[str, list[Any]]) -> list[str]:
@@ -155,9 +149,9 @@ def changed_files(source: Path, manifest: Mapping[str, list[Any]]) -> list[str]:
       One line per file that was added, removed or changed. A file is read only if its
       modification time differs.
     """
-    files = SourceFiles(source)
+    files = open_folder(source)
     pairs, _ = find_pairs(files)
-    current = {path for split in pairs.values() for pair in split for path in pair}
+    current = {path for split in pairs.values() for pair in split for path in pair if path}
     if CLASSES_FILE in manifest:
         current.add(CLASSES_FILE)
     lines = [f"{name} was added" for name in sorted(current - manifest.keys())]
@@ -172,21 +166,39 @@ def changed_files(source: Path, manifest: Mapping[str, list[Any]]) -> list[str]:
     return lines
 
 
-def _pair_split(files: SourceFiles, split: str, problems: list[str]) -> list[tuple[str, str]]:
+def _left_out(files: SourceFiles, *folders: str) -> str:
+    """What does not count below some folders, and why, as text."""
+    found = Found(dict.fromkeys(files.paths), set(), {k: [*v] for k, v in files.left_out.items()})
+    found.keep(IMAGE_SUFFIXES)
+    found.left_out["in no split"] = [path for path in found.files if path.count("/") == 1]
+    return describe_left_out(
+        {
+            reason: [path for path in paths if path.startswith(folders)]
+            for reason, paths in found.left_out.items()
+        }
+    )
+
+
+def _pair_split(files: SourceFiles, split: str, problems: list[str]) -> list[Pair]:
     if not _SPLIT_NAME.fullmatch(split) or split == "all":
         problems.append(
             f"images/{split}: a split's name must be letters, digits and underscores, and not 'all'"
         )
         return []
-    suffixes = ", ".join(IMAGE_SUFFIXES)
     images = _files_by_stem(files, f"images/{split}", problems)
     labels = _files_by_stem(files, f"annotations/{split}", problems)
     if not images and not labels:
-        problems.append(f"images/{split}: the split is empty; expected {suffixes}")
+        there = _left_out(files, f"images/{split}/", f"annotations/{split}/")
+        problems.append(
+            f"images/{split}: the split is empty; expected {_SUFFIXES}"
+            + (f"; left out: {there}" if there else "")
+        )
+    if images and not any(path.startswith(f"annotations/{split}/") for path in files.paths):
+        return [(image, None) for _, image in sorted(images.items())]
     for stem in sorted(images.keys() - labels.keys()):
         problems.append(f"{images[stem]}: no label annotations/{split}/{stem}.png")
     for stem in sorted(labels.keys() - images.keys()):
-        problems.append(f"{labels[stem]}: no image images/{split}/{stem} with one of {suffixes}")
+        problems.append(f"{labels[stem]}: no image images/{split}/{stem} with one of {_SUFFIXES}")
     for _, label in sorted(labels.items()):
         if not label.lower().endswith(LABEL_SUFFIX):
             problems.append(f"{label}: labels must be PNG files{JPEG_LABEL}")
@@ -212,12 +224,6 @@ def _files_by_stem(files: SourceFiles, root: str, problems: list[str]) -> dict[s
 def _stem(path: str, root: str) -> str:
     """Path relative to a folder, without its suffix."""
     return str(PurePosixPath(path).relative_to(root).with_suffix(""))
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a whole number")
-    return value
 
 
 def _digest(content: bytes) -> str:

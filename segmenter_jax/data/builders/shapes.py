@@ -28,7 +28,7 @@ class Shapes(SegmentationBuilder, skip_registration=True):
 
     def __init__(self, *, data_dir: Path, counts: Mapping[str, int] = COUNTS):
         self._counts = counts
-        super().__init__(data_dir=str(data_dir))
+        super().__init__(data_dir=data_dir)
 
     @property
     def spec(self) -> DatasetSpec:
