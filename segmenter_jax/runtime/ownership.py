@@ -1,0 +1,82 @@
+"""One owner at a time of a folder that a command writes to."""
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import filelock
+from etils import epath
+
+from segmenter_jax.runtime.console import logger
+from segmenter_jax.runtime.files import absolute, is_local
+
+_LOCK = ".lock"
+
+# Covers an owner that is about to leave, and one that has not said its name yet.
+_PATIENCE_SECONDS = 1.0
+
+# A file system without locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+class InUseError(ValueError):
+    """Another process writes to a folder."""
+
+
+@contextlib.contextmanager
+def sole_owner(folder: os.PathLike | str, *, beside: bool = False) -> Iterator[None]:
+    """Keeps others that ask for the same folder out of it until the end of the block.
+
+    The lock of a process that ends in whatever way ends with it. Object stores have no locks:
+    nothing is kept from anybody there.
+
+    Args:
+      folder: made, with its parents, where it is missing; what was made and is left empty by the
+        block is removed.
+      beside: keep the lock in the parent, for a folder that is replaced as a whole; then only the
+        parent is made.
+
+    Raises:
+      InUseError: another process owns the folder; says which, and where.
+    """
+    folder = absolute(folder)
+    if not is_local(folder):
+        yield
+        return
+    place = folder.parent if beside else folder
+    file = place / (f".{folder.name}{_LOCK}" if beside else _LOCK)
+    made = [path for path in (place, *place.parents) if not path.exists()]
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder, file):
+            yield
+    finally:
+        # Ends at the first that holds something.
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: epath.Path, file: epath.Path) -> Iterator[None]:
+    lock = filelock.FileLock(file, timeout=_PATIENCE_SECONDS, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        owner = file.read_text().strip() if file.exists() else ""
+        raise InUseError(f"{folder}: in use by {owner or 'another process'}") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s: no locks here; nothing else may write to it meanwhile", folder)
+        yield
+        return
+    try:
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        # Before the release: whoever waits for the lock then makes a new file.
+        file.unlink(missing_ok=True)
+        lock.release()
