@@ -54,8 +54,10 @@ def declared_frames(path: os.PathLike | str) -> int:
       DataError: the file is no video that can be read.
     """
     if _is_gif(path):
-        with _open_gif(path) as gif:
+        # Of one that is cut short Pillow raises whatever it meets.
+        with _open_gif(path) as gif, contextlib.suppress(Exception):
             return getattr(gif, "n_frames", 1)
+        return 0
     with _open_video(path) as container:
         return _declared(container, container.streams.video[0])[0]
 

@@ -56,7 +56,7 @@ def sole_owner(folder: os.PathLike | str, *, beside: bool = False) -> Iterator[N
         # Ends at the first that holds something.
         with contextlib.suppress(OSError):
             for path in made:
-                path.rmdir()
+                os.rmdir(path)
 
 
 @contextlib.contextmanager
