@@ -40,6 +40,7 @@ from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.errors import first_few
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
+from segmenter_jax.runtime.ownership import sole_owner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,11 @@ def _command(arguments: argparse.Namespace) -> None:
     if not labelled:
         wanted.check_unlabelled(f"split {arguments.split!r} of dataset {dataset.name!r}", by_model)
     transform = EvalTransform(spec) if labelled else ImageTransform(spec)
-    with contextlib.closing(eval_examples(source, transform)) as read:
+    saved = wanted.save_predictions
+    with (
+        sole_owner(saved) if saved else contextlib.nullcontext(),
+        contextlib.closing(eval_examples(source, transform)) as read,
+    ):
         examples = tqdm(read, total=len(source), unit="image", disable=None)
         if by_model:
             _check_dataset(dataset, predictor.description)
@@ -213,16 +218,13 @@ def _command(arguments: argparse.Namespace) -> None:
             folder = pathlib.Path(arguments.predictions).expanduser()
             trained = arguments.prediction_ids == "trained"
             results = read_predictions(folder, examples, spec, trained)
-        if wanted.save_predictions:
-            results = _saving(results, spec, pathlib.Path(wanted.save_predictions).expanduser())
+        if saved:
+            results = _saving(results, spec, pathlib.Path(saved).expanduser())
         if labelled:
             _score(wanted, spec, protocol, results)
         else:
             collections.deque(results, maxlen=0)
-            print(
-                f"split {arguments.split!r} has no labels, so no scores; "
-                f"predictions: {wanted.save_predictions}"
-            )
+            print(f"split {arguments.split!r} has no labels, so no scores; predictions: {saved}")
 
 
 def _saving(
@@ -241,16 +243,13 @@ def _score(
     protocol: str,
     results: Iterable[tuple[Example, Maps]],
 ) -> None:
-    """Counts, prints, and writes the files that are wanted."""
+    """Counts, writes the files that are wanted, and prints."""
     worst = _WorstImages(spec) if wanted.worst else None
     binary = BinaryScores(spec) if wanted.binary else None
     if binary:
         results = binary.collect(results)
     calibration = wanted.calibration is not None
     report = score(results, spec, protocol, worst, wanted.boundary_iou, calibration)
-    print(report.table())
-    if binary:
-        print(binary.table())
     more = {"binary": binary.means()} if binary else {}
     for path, text in ((wanted.json, lambda: report.to_json(**more)), (wanted.csv, report.to_csv)):
         if path:
@@ -264,6 +263,10 @@ def _score(
         _save(calibration_figure(*report.reliability(), title), wanted.calibration)
     if worst:
         _save(worst.sheet(), wanted.worst)
+    # Last: what was computed is safe then, whatever becomes of the terminal.
+    print(report.table())
+    if binary:
+        print(binary.table())
 
 
 def _save(picture: Image.Image, path: str) -> None:

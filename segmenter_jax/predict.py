@@ -172,20 +172,22 @@ class _Run:
             with tqdm(results, total=total, unit="frame", desc=path.name, disable=None) as bar:
                 frames = ((example["frame"], maps) for example, maps in bar)
                 self._results.write_video(path, frames)
-            if missing:
-                raise missing[0]
-            self._results.finish(path)
         except (ValueError, OSError) as error:
             self._report(path, error)
+            return
+        if missing:
+            self._report(path, missing[0], "incomplete")
+        else:
+            self._results.finish(path)
 
     def _predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Maps]]:
         return self._engine.predict(self._predictor.params, examples, self._outputs)
 
-    def _report(self, path: pathlib.Path, error: Exception) -> None:
+    def _report(self, path: pathlib.Path, error: Exception, what: str = "skipped") -> None:
         self.failed.append(path)
         message = one_line(error)
         text = message if str(path) in message else f"{path}: {message}"
-        tqdm.write(f"skipped: {text}", file=sys.stderr)
+        tqdm.write(f"{what}: {text}", file=sys.stderr)
 
 
 def _command(arguments: argparse.Namespace) -> int:
