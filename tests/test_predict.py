@@ -419,6 +419,16 @@ def test_a_video_that_cannot_be_written_does_not_stop_the_rest(model_dir, tmp_pa
     assert declared_frames(out / "overlay" / "b.gif") == 1
 
 
+def test_nothing_is_left_of_a_video_that_fills_the_disk(model_dir, clip, tmp_path, small_files):
+    out = tmp_path / "out"
+    with small_files(4000):
+        assert run(model_dir, clip, "-o", out, "--save", "overlay,ids") == 1
+    left = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert left == {"results.jsonl"}
+    assert run(model_dir, clip, "-o", out, "--save", "overlay,ids") == 0
+    assert declared_frames(out / "overlay" / "clip.mp4") == 60
+
+
 def test_a_video_that_is_cut_short_is_written_as_far_as_it_goes_and_fails(
     model_dir, tmp_path, capsys
 ):

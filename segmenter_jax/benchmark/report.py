@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from segmenter_jax.benchmark.measure import Result
+from segmenter_jax.runtime.files import naming
 from segmenter_jax.runtime.tables import align, cell
 
 
@@ -54,7 +55,10 @@ def report(result: Result, json_path: str | None, compare_path: str | None) -> N
     other = read_result(compare_path) if compare_path else None
     line = json.dumps(result)
     if json_path:
-        with pathlib.Path(json_path).expanduser().open("a", encoding="utf-8") as file:
+        with (
+            naming(json_path),
+            pathlib.Path(json_path).expanduser().open("a", encoding="utf-8") as file,
+        ):
             file.write(line + "\n")
     print(table(result, other))
     print(line)

@@ -130,21 +130,23 @@ class Results:
         targets = {kind: self._target(kind, path) for kind in self._wanted.kinds}
         clip = targets.pop("overlay", None)
         parts = {kind: t.with_name(f".incomplete.{t.name}") for kind, t in targets.items()}
-        for folder in parts.values():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        with write_video(clip) if clip else contextlib.nullcontext() as append:
-            for number, (frame, maps) in enumerate(frames):
-                if append:
-                    picture = self._render("overlay", frame.image, maps)
-                    append(frame._replace(image=np.asarray(picture)))
-                for kind, folder in parts.items():
-                    with naming(targets[kind]):
-                        picture = self._render(kind, frame.image, maps)
-                        picture.save(folder / f"{number:06d}.png")
-        for kind, folder in parts.items():
-            shutil.rmtree(targets[kind], ignore_errors=True)
-            folder.rename(targets[kind])
+        with contextlib.ExitStack() as leftovers:
+            for folder in parts.values():
+                leftovers.callback(shutil.rmtree, folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+            with write_video(clip) if clip else contextlib.nullcontext() as append:
+                for number, (frame, maps) in enumerate(frames):
+                    if append:
+                        picture = self._render("overlay", frame.image, maps)
+                        append(frame._replace(image=np.asarray(picture)))
+                    for kind, folder in parts.items():
+                        with naming(targets[kind]):
+                            picture = self._render(kind, frame.image, maps)
+                            picture.save(folder / f"{number:06d}.png")
+            for kind, folder in parts.items():
+                shutil.rmtree(targets[kind], ignore_errors=True)
+                folder.rename(targets[kind])
 
     def write_legend(self, everything: bool) -> None:
         """Writes the legend of the classes seen, or of all classes."""

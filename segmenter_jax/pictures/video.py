@@ -282,9 +282,10 @@ def _video_frames(path: os.PathLike | str) -> Iterator[Frame]:
         # Some formats count from the first frame, others from a start before it.
         missing = 0 if seconds is None else seconds - (end - min(first or 0, 0))
         if count and (damaged or missing > 1.5 * usual):
+            about = "" if stream.frames else "about "
             raise CutShortError(
-                f"{path}: cut short or damaged: {count} of {max(declared, count + damaged)} frames "
-                "could be read"
+                f"{path}: cut short or damaged: {count} of {about}"
+                f"{max(declared, count + damaged)} frames could be read"
             )
 
 
