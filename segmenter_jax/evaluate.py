@@ -40,7 +40,6 @@ from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.errors import first_few
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
-from segmenter_jax.runtime.ownership import sole_owner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +202,7 @@ def _command(arguments: argparse.Namespace) -> None:
     if not labelled:
         wanted.check_unlabelled(f"split {arguments.split!r} of dataset {dataset.name!r}", by_model)
     transform = EvalTransform(spec) if labelled else ImageTransform(spec)
-    saved = wanted.save_predictions
-    with (
-        sole_owner(saved) if saved else contextlib.nullcontext(),
-        contextlib.closing(eval_examples(source, transform)) as read,
-    ):
+    with contextlib.closing(eval_examples(source, transform)) as read:
         examples = tqdm(read, total=len(source), unit="image", disable=None)
         if by_model:
             _check_dataset(dataset, predictor.description)
@@ -218,8 +213,8 @@ def _command(arguments: argparse.Namespace) -> None:
             folder = pathlib.Path(arguments.predictions).expanduser()
             trained = arguments.prediction_ids == "trained"
             results = read_predictions(folder, examples, spec, trained)
-        if saved:
-            results = _saving(results, spec, pathlib.Path(saved).expanduser())
+        if wanted.save_predictions:
+            results = _saving(results, spec, pathlib.Path(wanted.save_predictions).expanduser())
         if labelled:
             _score(wanted, spec, protocol, results)
         else:

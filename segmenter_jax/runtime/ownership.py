@@ -26,7 +26,9 @@ class InUseError(ValueError):
 
 
 @contextlib.contextmanager
-def sole_owner(folder: os.PathLike | str, *, beside: bool = False) -> Iterator[None]:
+def sole_owner(
+    folder: os.PathLike | str, *, beside: bool = False, wait: bool = False
+) -> Iterator[None]:
     """Keeps others that ask for the same folder out of it until the end of the block.
 
     The lock of a process that ends in whatever way ends with it. Object stores have no locks:
@@ -37,6 +39,7 @@ def sole_owner(folder: os.PathLike | str, *, beside: bool = False) -> Iterator[N
         block is removed.
       beside: keep the lock in the parent, for a folder that is replaced as a whole; then only the
         parent is made.
+      wait: for the end of another owner, instead of an error.
 
     Raises:
       InUseError: another process owns the folder; says which, and where.
@@ -50,7 +53,7 @@ def sole_owner(folder: os.PathLike | str, *, beside: bool = False) -> Iterator[N
     made = [path for path in (place, *place.parents) if not path.exists()]
     place.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(folder, file):
+        with _locked(folder, file, wait):
             yield
     finally:
         # Ends at the first that holds something.
@@ -60,13 +63,10 @@ def sole_owner(folder: os.PathLike | str, *, beside: bool = False) -> Iterator[N
 
 
 @contextlib.contextmanager
-def _locked(folder: epath.Path, file: epath.Path) -> Iterator[None]:
-    lock = filelock.FileLock(file, timeout=_PATIENCE_SECONDS, fallback_to_soft=False)
+def _locked(folder: epath.Path, file: epath.Path, wait: bool) -> Iterator[None]:
+    lock = filelock.FileLock(file, fallback_to_soft=False)
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        owner = file.read_text().strip() if file.exists() else ""
-        raise InUseError(f"{folder}: in use by {owner or 'another process'}") from None
+        _acquire(lock, folder, file, wait)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -80,3 +80,15 @@ def _locked(folder: epath.Path, file: epath.Path) -> Iterator[None]:
         # Before the release: whoever waits for the lock then makes a new file.
         file.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: filelock.FileLock, folder: epath.Path, file: epath.Path, wait: bool) -> None:
+    try:
+        lock.acquire(timeout=_PATIENCE_SECONDS)
+    except filelock.Timeout:
+        owner = file.read_text().strip() if file.exists() else ""
+        message = f"{folder}: in use by {owner or 'another process'}"
+        if not wait:
+            raise InUseError(message) from None
+        logger.info("%s: waiting for its end", message)
+        lock.acquire()
