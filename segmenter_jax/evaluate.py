@@ -219,7 +219,10 @@ def _command(arguments: argparse.Namespace) -> None:
             _score(wanted, spec, protocol, results)
         else:
             collections.deque(results, maxlen=0)
-            print(f"split {arguments.split!r} has no labels, so no scores; predictions: {saved}")
+            print(
+                f"split {arguments.split!r} has no labels, so no scores; "
+                f"predictions: {wanted.save_predictions}"
+            )
 
 
 def _saving(
