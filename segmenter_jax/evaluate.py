@@ -267,16 +267,13 @@ def _score(
     protocol: str,
     results: Iterable[tuple[Example, Maps]],
 ) -> None:
-    """Counts, prints, and writes the files that are wanted."""
+    """Counts, writes the files that are wanted, and prints."""
     worst = _WorstImages(spec) if wanted.worst else None
     binary = BinaryScores(spec) if wanted.binary else None
     if binary:
         results = binary.collect(results)
     calibration = wanted.calibration is not None
     report = score(results, spec, protocol, worst, wanted.boundary_iou, calibration)
-    print(report.table())
-    if binary:
-        print(binary.table())
     more = {"binary": binary.means()} if binary else {}
     for path, text in ((wanted.json, lambda: report.to_json(**more)), (wanted.csv, report.to_csv)):
         if path:
@@ -290,6 +287,10 @@ def _score(
         _save(calibration_figure(*report.reliability(), title), wanted.calibration)
     if worst:
         _save(worst.sheet(), wanted.worst)
+    # Last: what was computed is safe then, whatever becomes of the terminal.
+    print(report.table())
+    if binary:
+        print(binary.table())
 
 
 def _save(picture: Image.Image, path: str) -> None:

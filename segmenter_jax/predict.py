@@ -5,27 +5,35 @@ python -m segmenter_jax.predict MODEL photo.jpg folder/ clip.mp4 -o overlays/
 
 import argparse
 import collections
-import contextlib
 import glob
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import cv2
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from segmenter_jax.checkpoints.checksums import weights_digest
 from segmenter_jax.data.encoded import IMAGE_SUFFIXES
 from segmenter_jax.data.listing import describe_left_out, list_folder, list_pattern, printable
 from segmenter_jax.inference.merging import Maps
-from segmenter_jax.inference.predictor import Predictor, load
+from segmenter_jax.inference.predictor import Predictor, read_model
+from segmenter_jax.inference.results import (
+    MISSING,
+    SAVED,
+    Results,
+    Wanted,
+    is_result,
+    is_video,
+)
 from segmenter_jax.inference.sliding_window import SlidingWindow
-from segmenter_jax.pictures import legend, overlay, palette_image
-from segmenter_jax.pictures.overlays import grey_image
-from segmenter_jax.pictures.video import VIDEO_SUFFIXES, read_frames, video_info, write_video
+from segmenter_jax.pictures.video import (
+    VIDEO_SUFFIXES,
+    CutShortError,
+    declared_frames,
+    read_frames,
+)
 from segmenter_jax.runtime.command import (
     FAILED,
     add_protocol_flags,
@@ -33,11 +41,9 @@ from segmenter_jax.runtime.command import (
     run_command,
 )
 from segmenter_jax.runtime.compilation import prepare_compilation
-from segmenter_jax.runtime.errors import one_line
-from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.errors import first_few, one_line
 from segmenter_jax.runtime.host import keep_freed_memory
-
-SAVED = ("overlay", "ids", "palette", "confidence")
+from segmenter_jax.runtime.ownership import sole_owner
 
 
 def planned_outputs(inputs: Sequence[str]) -> dict[pathlib.Path, pathlib.PurePath]:
@@ -51,12 +57,12 @@ def planned_outputs(inputs: Sequence[str]) -> dict[pathlib.Path, pathlib.PurePat
       A mapping in the order of the inputs, folders and matches sorted.
 
     Raises:
-      ValueError: an input does not exist or matches nothing, a folder has no pictures, or two files
-        would have the same results.
+      ValueError: an input does not exist or matches nothing, a folder has no pictures but results
+        of earlier runs, which are left out, or two files would have the same results.
     """
     found: dict[pathlib.Path, pathlib.PurePath] = {}
     for name in inputs:
-        found |= _expand(name)
+        found |= _without_results(name, _expand(name))
     stems = collections.Counter(relative.with_suffix("") for relative in found.values())
     planned = {}
     for path, relative in found.items():
@@ -92,90 +98,15 @@ def _expand(name: str) -> dict[pathlib.Path, pathlib.PurePath]:
     return {place: pathlib.PurePath(below) for below, place in found.files.items()}
 
 
-def _is_video(path: pathlib.Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-class _Results:
-    """Writes the results of one input after the other, and remembers the classes seen.
-
-    A result stands under its name only once it is complete, so that an interrupted run can go on.
-
-    Args:
-      predictor: makes the results.
-      planned: see `planned_outputs`.
-      arguments: of the command: `output`, `save`, `alpha` and `video`.
-    """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        planned: Mapping[pathlib.Path, pathlib.PurePath],
-        arguments: argparse.Namespace,
-    ):
-        self.folder = pathlib.Path(arguments.output).expanduser()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._predictor, self._planned, self._kinds = predictor, planned, arguments.save
-        self._alpha, self._video_suffix = arguments.alpha, arguments.video
-        self._seen = np.zeros(len(predictor.classes), bool)
-
-    def finished(self, path: pathlib.Path) -> bool:
-        """Whether all results of an input are there."""
-        return all(self._target(kind, path).exists() for kind in self._kinds)
-
-    def write_picture(self, path: pathlib.Path, image: np.ndarray, maps: Maps) -> None:
-        """Writes all results of a picture."""
-        for kind in self._kinds:
-            with write_whole(self._target(kind, path)) as part:
-                self._render(kind, image, maps).save(part, quality=92)
-
-    def write_video(
-        self, path: pathlib.Path, frame_rate: float, frames: Iterable[tuple[np.ndarray, Maps]]
-    ) -> None:
-        """Writes all results of a video: a video of overlays, folders of anything else."""
-        targets = {kind: self._target(kind, path) for kind in self._kinds}
-        clip = targets.pop("overlay", None)
-        parts = {kind: t.with_name(f".incomplete.{t.name}") for kind, t in targets.items()}
-        for folder in parts.values():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        with write_video(clip, frame_rate) if clip else contextlib.nullcontext() as append:
-            for number, (image, maps) in enumerate(frames):
-                if append:
-                    append(np.asarray(self._render("overlay", image, maps)))
-                for kind, folder in parts.items():
-                    self._render(kind, image, maps).save(folder / f"{number:06d}.png")
-        for kind, folder in parts.items():
-            shutil.rmtree(targets[kind], ignore_errors=True)
-            folder.rename(targets[kind])
-
-    def write_legend(self, everything: bool) -> None:
-        """Writes the legend of the classes seen, or of all classes."""
-        present = np.flatnonzero(self._seen | everything).tolist()
-        predictor, columns = self._predictor, 1 + len(present) // 30
-        with write_whole(self.folder / "legend.png") as part:
-            legend(present, predictor.classes, predictor.colors, columns).save(part)
-
-    def _render(self, kind: str, image: np.ndarray, maps: Maps) -> Image.Image:
-        ids, colors = maps["ids"], self._predictor.colors
-        self._seen[np.unique(ids)] = True
-        if kind == "overlay":
-            return Image.fromarray(overlay(image, ids, colors, self._alpha))
-        if kind == "ids":
-            return Image.fromarray(ids.astype(np.uint8 if ids.max() < 256 else np.uint16))
-        if kind == "palette":
-            return palette_image(ids, colors)
-        return grey_image(maps["confidence"])
-
-    def _target(self, kind: str, path: pathlib.Path) -> pathlib.Path:
-        stem = self._planned[path]
-        if not _is_video(path):
-            suffix = ".jpg" if kind == "overlay" else ".png"
-        elif kind == "overlay":
-            suffix = self._video_suffix or (".gif" if path.suffix.lower() == ".gif" else ".mp4")
-        else:
-            suffix = ""
-        return self.folder / kind / stem.with_name(stem.name + suffix)
+def _without_results(
+    name: str, found: dict[pathlib.Path, pathlib.PurePath]
+) -> dict[pathlib.Path, pathlib.PurePath]:
+    kept = {path: below for path, below in found.items() if not is_result(path, below)}
+    if results := len(found) - len(kept):
+        if not kept:
+            raise ValueError(f"{name}: no pictures but {results} results of earlier runs")
+        print(f"{name}: left out: {results} results of earlier runs", file=sys.stderr)
+    return kept
 
 
 class _Run:
@@ -190,7 +121,7 @@ class _Run:
         predictor: Predictor,
         engine: SlidingWindow,
         outputs: tuple[str, ...],
-        results: _Results,
+        results: Results,
     ):
         self._predictor, self._engine, self._outputs = predictor, engine, outputs
         self._results = results
@@ -214,48 +145,81 @@ class _Run:
         with bar:
             for example, maps in self._predict(examples()):
                 self._results.write_picture(example["path"], example["image"], maps)
+                self._results.finish(example["path"])
                 bar.update()
 
     def segment_video(self, path: pathlib.Path) -> None:
         """Segments a video, several frames in a batch."""
+        missing: list[CutShortError] = []
+
+        def examples() -> Iterator[dict[str, Any]]:
+            try:
+                for frame in read_frames(path):
+                    image = self._predictor.read(Image.fromarray(frame.image))
+                    yield {"image": image, "frame": frame._replace(image=image)}
+            except CutShortError as error:
+                # Those that are there are results all the same.
+                missing.append(error)
+
         try:
-            info = video_info(path)
-            pictures = map(Image.fromarray, read_frames(path))
-            results = self._predict({"image": self._predictor.read(p)} for p in pictures)
-            total = info.num_frames or None
+            total = declared_frames(path) or None
+            results = self._predict(examples())
             with tqdm(results, total=total, unit="frame", desc=path.name, disable=None) as bar:
-                frames = ((example["image"], maps) for example, maps in bar)
-                self._results.write_video(path, info.frame_rate, frames)
-        except (ValueError, OSError, cv2.error) as error:
+                frames = ((example["frame"], maps) for example, maps in bar)
+                self._results.write_video(path, frames)
+        except (ValueError, OSError) as error:
             self._report(path, error)
+            return
+        if missing:
+            self._report(path, missing[0], "incomplete")
+        else:
+            self._results.finish(path)
 
     def _predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Maps]]:
         return self._engine.predict(self._predictor.params, examples, self._outputs)
 
-    def _report(self, path: pathlib.Path, error: Exception) -> None:
+    def _report(self, path: pathlib.Path, error: Exception, what: str = "skipped") -> None:
         self.failed.append(path)
         message = one_line(error)
         text = message if str(path) in message else f"{path}: {message}"
-        tqdm.write(f"skipped: {text}", file=sys.stderr)
+        tqdm.write(f"{what}: {text}", file=sys.stderr)
 
 
 def _command(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     prepare_compilation()
     planned = planned_outputs(arguments.inputs)
-    predictor = load(arguments.model)
+    folder = pathlib.Path(arguments.output).expanduser()
+    with sole_owner(folder):
+        return _segment(arguments, planned, folder)
+
+
+def _segment(
+    arguments: argparse.Namespace,
+    planned: dict[pathlib.Path, pathlib.PurePath],
+    folder: pathlib.Path,
+) -> int:
+    description, params = read_model(arguments.model)
+    weights, predictor = weights_digest(params), Predictor(description, params)
+    # Those on the devices are all that is needed from here on.
+    del params
     engine = predictor.engine(**protocol_overrides(arguments))
-    results = _Results(predictor, planned, arguments)
-    todo = [path for path in planned if arguments.overwrite or not results.finished(path)]
+    wanted = Wanted(arguments.save, arguments.alpha, arguments.video)
+    results = Results(folder, planned, wanted, predictor, engine.settings, weights)
+    reasons = {path: results.unfinished(path) for path in planned}
+    todo = [path for path in planned if arguments.overwrite or reasons[path]]
+    if not arguments.overwrite:
+        _say_made_again(folder, reasons)
+    results.start(todo)
     outputs = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
     run = _Run(predictor, engine, outputs, results)
-    if pictures := [path for path in todo if not _is_video(path)]:
+    if pictures := [path for path in todo if not is_video(path)]:
         run.segment_pictures(pictures)
-    for path in filter(_is_video, todo):
+    for path in filter(is_video, todo):
         run.segment_video(path)
 
     done, skipped = len(todo) - len(run.failed), len(planned) - len(todo)
-    if done:
+    if done or (skipped and not results.has_legend()):
         # The classes of results that were there already are not known.
         results.write_legend(everything=skipped > 0)
     before = f", {skipped} were there already" if skipped else ""
@@ -264,6 +228,19 @@ def _command(arguments: argparse.Namespace) -> int:
         f"({engine.settings.protocol()})"
     )
     return FAILED if run.failed else 0
+
+
+def _say_made_again(folder: pathlib.Path, reasons: Mapping[pathlib.Path, str | None]) -> None:
+    """Says of which inputs the results are made again though they are there, and why."""
+    by_reason = collections.defaultdict(list)
+    for path, reason in reasons.items():
+        by_reason[reason].append(path)
+    for reason, paths in by_reason.items():
+        if reason not in (None, MISSING):
+            print(
+                f"made again: {first_few(paths, 3)}: results in {folder} were {reason}",
+                file=sys.stderr,
+            )
 
 
 def _saved_list(text: str) -> tuple[str, ...]:
@@ -279,8 +256,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Segments pictures and videos. OUTPUT gets the folders overlay/, ids/ (class "
         "ids as grey values), palette/ (class ids that show in their colours) and confidence/ "
         "(probability of the class, black to white), and legend.png. Videos become videos in "
-        "overlay/ and folders of frames elsewhere. What is finished is not made again. A file that "
-        "cannot be read is reported and skipped; the exit code is then 1.",
+        "overlay/ and folders of frames elsewhere. results.jsonl says how each result was made: "
+        "what the same model made of the same file with the same settings is not made again. A "
+        "file that cannot be read is reported and skipped; the exit code is then 1.",
     )
     parser.add_argument("model", help="model directory, workdir of a run, or checkpoint")
     parser.add_argument(

@@ -156,9 +156,9 @@ def _check(arguments: argparse.Namespace) -> int:
         listing, spec = builder.scan(), builder.spec
     sheet = ContactSheet(spec, {split: len(r) for split, r in listing.readers.items()})
     result = survey(listing, spec, sheet.add)
-    _print(result)
     if arguments.contact_sheet:
         sheet.write(pathlib.Path(arguments.contact_sheet).expanduser())
+    _print(result)
     if result.problems:
         print(f"\n{len(result.problems)} problems:", file=sys.stderr)
         for problem in result.problems:

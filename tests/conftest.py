@@ -4,9 +4,12 @@ Children of the tests inherit all of it.
 """
 
 import atexit
+import contextlib
 import os
 import pathlib
+import resource
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -45,6 +48,25 @@ def source(tmp_path_factory) -> pathlib.Path:
     from tests.tiny_runs import write_dataset
 
     return write_dataset(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.fixture
+def small_files():
+    """A full disk: a context manager in which no file can grow beyond a number of bytes."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Without it the system kills the process instead of refusing to write.
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

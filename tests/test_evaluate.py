@@ -1,7 +1,10 @@
 """Evaluation of a split, and its command line."""
 
 import csv
+import itertools
 import json
+import shutil
+import sys
 
 import jax
 import numpy as np
@@ -148,6 +151,21 @@ def test_predictions_may_hold_trained_ids(model_dir, dataset, tmp_path, capsys):
     assert score_files(dataset, folder, *flags) == 0
     first, second = (json.loads(path.read_text()) for path in reports)
     assert first["confusion_matrix"] == second["confusion_matrix"]
+
+
+def test_files_are_there_whatever_becomes_of_the_terminal(dataset, tmp_path, monkeypatch):
+    folder = dataset.directory.parents[2] / "streets" / "annotations" / "validation"
+    shutil.copytree(folder, tmp_path / "saved")
+    for path in (tmp_path / "saved").iterdir():
+        # 0 is no class, but ignored in the labels.
+        ids = np.asarray(Image.open(path))
+        Image.fromarray(np.maximum(ids, RAW_IDS[0])).save(path)
+    files = {f"--{kind}": tmp_path / f"r.{kind}" for kind in ("json", "csv")}
+    files["--confusion"] = tmp_path / "confusion.png"
+    terminal = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert score_files(dataset, tmp_path / "saved", *itertools.chain(*files.items())) == 1
+    assert all(path.exists() for path in files.values())
 
 
 def test_predictions_that_are_missing_of_other_size_or_no_class_are_named(

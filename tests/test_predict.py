@@ -1,6 +1,7 @@
 """The Predictor and its command line."""
 
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from PIL import Image
 import segmenter_jax
 from segmenter_jax import predict
 from segmenter_jax.pictures import overlay
-from segmenter_jax.pictures.video import read_frames, video_info, write_video
+from segmenter_jax.pictures.video import Frame, declared_frames, read_frames, write_video
+from segmenter_jax.runtime.ownership import sole_owner
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 
 
@@ -158,6 +160,7 @@ def test_folders_are_mirrored_and_a_bad_file_is_reported_and_skipped(
     written = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert written == {
         "legend.png",
+        "results.jsonl",
         *(f"{kind}/{stem}.png" for kind in ("ids", "palette") for stem in ("a", "trip/b")),
         *(f"overlay/{stem}.jpg" for stem in ("a", "trip/b")),
     }
@@ -283,10 +286,14 @@ def test_finished_results_are_kept_unless_they_are_to_be_overwritten(
     assert run(model_dir, folder / "a.png", "-o", out) == 0
     kept = out / "ids" / "a.png"
     kept.write_bytes(b"finished")
-    assert run(model_dir, folder, "-o", out) == 1
+    assert run(model_dir, folder, "-o", out, "--batch_size", 3) == 1
     assert "1 of 2 files segmented into" in (printed := capsys.readouterr().out)
     assert "1 were there already" in printed
     assert kept.read_bytes() == b"finished"
+    # One killed before its end wrote no legend.
+    (out / "legend.png").unlink()
+    assert run(model_dir, folder / "a.png", "-o", out) == 0
+    assert (out / "legend.png").exists()
     # A result is missing: all are made again.
     (out / "overlay" / "a.jpg").unlink()
     assert run(model_dir, folder / "a.png", "-o", out) == 0
@@ -294,6 +301,49 @@ def test_finished_results_are_kept_unless_they_are_to_be_overwritten(
     kept.write_bytes(b"finished")
     assert run(model_dir, folder / "a.png", "-o", out, "--overwrite") == 0
     assert kept.read_bytes() != b"finished"
+    assert "made again" not in capsys.readouterr().err
+
+
+def test_results_of_another_model_settings_or_file_are_made_again_and_it_is_said(
+    model_dir, predictor, folder, tmp_path, capsys
+):
+    out, photo = tmp_path / "out", folder / "a.png"
+    other = write_golden_model(tmp_path / "other", mean=(0.2,))
+    assert run(other, photo, folder / "trip", "-o", out, "--save", "ids") == 0
+    assert "made again" not in capsys.readouterr().err
+    Image.fromarray(picture(50, 60, 7)).save(photo)
+    assert run(model_dir, photo, "-o", out, "--save", "ids") == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("made again") == 1 and str(photo) in printed.err
+    assert f"results in {out} were made by another model" in printed.err
+    assert "1 of 1 files segmented" in printed.out
+    ids = np.asarray(Image.open(out / "ids" / "a.png"))
+    np.testing.assert_array_equal(ids, predictor.predict(photo))
+
+
+@pytest.mark.parametrize("output", ["results", "."])
+def test_results_inside_the_input_are_not_segmented(model_dir, folder, capsys, output):
+    (folder / "broken.jpg").unlink()
+    assert run(model_dir, folder, "-o", folder / output) == 0
+    written = sorted(folder.rglob("*.*"))
+    assert run(model_dir, folder, "-o", folder / output) == 0
+    assert sorted(folder.rglob("*.*")) == written
+    printed = capsys.readouterr()
+    assert "left out: 5 results of earlier runs" in printed.err
+    assert "0 of 0 files segmented" in printed.out and "2 were there already" in printed.out
+    # Those of another run neither, but for who asks for them.
+    names = {path.name for path in predict.planned_outputs([f"{folder}/**/*"])}
+    assert names == {"a.png", "b.jpg"}
+    names = {path.name for path in predict.planned_outputs([f"{folder / output}/overlay"])}
+    assert names == {"a.jpg", "b.jpg"}
+    with pytest.raises(ValueError, match="no pictures but 2 results of earlier runs"):
+        predict.planned_outputs([f"{folder / output}/ids/../overl*/**"])
+
+
+def test_a_folder_of_results_that_is_in_use_is_refused(model_dir, folder, tmp_path, capsys):
+    with sole_owner(tmp_path / "out"):
+        assert run(model_dir, folder, "-o", tmp_path / "out") == 1
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_confidence_and_best_classes_are_those_of_the_probabilities(
@@ -315,22 +365,34 @@ def clip(tmp_path_factory):
     """60 frames of a picture that moves."""
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     wide = picture(48, 190, 4)
-    with write_video(path, 30.0) as append:
-        for i in range(60):
-            append(wide[:, 2 * i : 2 * i + 70])
+    return write_clip(path, (wide[:, 2 * i : 2 * i + 70] for i in range(60)), [1 / 30] * 60)
+
+
+def write_clip(path, images, seconds):
+    """Writes images as a video, each shown for its seconds."""
+    start = 0.0
+    with write_video(path) as append:
+        for image, duration in zip(images, seconds, strict=True):
+            append(Frame(image, start, duration))
+            start += duration
     return path
+
+
+def times(path):
+    """Start of each frame of a video, and the end of the last, in seconds."""
+    frames = list(read_frames(path))
+    return [*(f.start for f in frames), frames[-1].start + frames[-1].duration]
 
 
 def test_videos_come_out_with_their_length_size_and_rate(model_dir, predictor, clip, tmp_path):
     out = tmp_path / "out"
     assert run(model_dir, clip, "-o", out, "--native") == 0
-    info = video_info(out / "overlay" / "clip.mp4")
-    assert info.num_frames == 60 and info.frame_rate == pytest.approx(30)
-    painted = list(read_frames(out / "overlay" / "clip.mp4"))
+    np.testing.assert_allclose(times(out / "overlay" / "clip.mp4"), np.arange(61) / 30, atol=1e-5)
+    painted = [frame.image for frame in read_frames(out / "overlay" / "clip.mp4")]
     assert [f.shape for f in painted] == [(48, 70, 3)] * 60
     names = sorted(p.name for p in (out / "ids" / "clip").iterdir())
     assert names == [f"{i:06d}.png" for i in range(60)]
-    frame = list(read_frames(clip))[37]
+    frame = list(read_frames(clip))[37].image
     ids = np.asarray(Image.open(out / "ids" / "clip" / "000037.png"))
     np.testing.assert_array_equal(ids, predictor.predict(frame, base_size=None))
     expected = overlay(frame, ids, COLORS)
@@ -342,9 +404,8 @@ def test_videos_are_skipped_when_finished_or_bad_and_become_gifs_when_asked(
 ):
     folder, out = tmp_path / "clips", tmp_path / "out"
     folder.mkdir()
-    with write_video(folder / "short.gif", 5.0) as append:
-        for seed in (1, 2, 3):
-            append(picture(40, 50, seed))
+    delays = [0.02, 2.0, 3.0]
+    write_clip(folder / "short.gif", [picture(40, 50, seed) for seed in (1, 2, 3)], delays)
     (folder / "broken.mp4").write_bytes(b"not a video")
     arguments = (model_dir, folder, "-o", out, "--save", "overlay")
     assert run(*arguments) == 1
@@ -352,12 +413,12 @@ def test_videos_are_skipped_when_finished_or_bad_and_become_gifs_when_asked(
     assert "broken.mp4: not a readable video" in printed.err
     assert "1 of 2 files segmented" in printed.out
     assert [p.name for p in (out / "overlay").iterdir()] == ["short.gif"]
-    info = video_info(out / "overlay" / "short.gif")
-    assert info.num_frames == 3 and info.frame_rate == pytest.approx(5)
+    expected = np.cumsum([0, *delays])
+    np.testing.assert_allclose(times(out / "overlay" / "short.gif"), expected, atol=1e-5)
     assert run(*arguments) == 1
     assert "0 of 1 files segmented" in capsys.readouterr().out
     assert run(model_dir, folder / "short.gif", "-o", out, "--video", ".mp4") == 0
-    assert video_info(out / "overlay" / "short.mp4").num_frames == 3
+    np.testing.assert_allclose(times(out / "overlay" / "short.mp4"), expected, atol=1e-5)
 
 
 def test_videos_are_segmented_in_the_order_of_the_inputs(model_dir, tmp_path, capsys):
@@ -373,9 +434,33 @@ def test_a_video_that_cannot_be_written_does_not_stop_the_rest(model_dir, tmp_pa
     folder, out = tmp_path / "clips", tmp_path / "out"
     folder.mkdir()
     for name in ("a.gif", "b.gif"):
-        with write_video(folder / name, 5.0) as append:
-            append(picture(40, 50))
+        write_clip(folder / name, [picture(40, 50)], [0.2])
     (out / "overlay" / "a.gif").mkdir(parents=True)
     assert run(model_dir, folder, "-o", out, "--save", "overlay", "--overwrite") == 1
     assert "a.gif" in capsys.readouterr().err
-    assert video_info(out / "overlay" / "b.gif").num_frames == 1
+    assert declared_frames(out / "overlay" / "b.gif") == 1
+
+
+def test_nothing_is_left_of_a_video_that_fills_the_disk(model_dir, clip, tmp_path, small_files):
+    out = tmp_path / "out"
+    with small_files(4000):
+        assert run(model_dir, clip, "-o", out, "--save", "overlay,ids") == 1
+    left = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert left == {"results.jsonl"}
+    assert run(model_dir, clip, "-o", out, "--save", "overlay,ids") == 0
+    assert declared_frames(out / "overlay" / "clip.mp4") == 60
+
+
+def test_a_video_that_is_cut_short_is_written_as_far_as_it_goes_and_fails(
+    model_dir, tmp_path, capsys
+):
+    clip = write_clip(tmp_path / "cut.gif", [picture(40, 50, i) for i in range(5)], [0.1] * 5)
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    out = tmp_path / "out"
+    for _ in range(2):
+        # It does not become finished by being called twice.
+        assert run(model_dir, clip, "-o", out, "--save", "overlay") == 1
+        printed = capsys.readouterr()
+        assert "cut.gif: truncated or corrupt GIF: 3 frames could be read" in printed.err
+        assert "0 of 1 files segmented" in printed.out
+        assert declared_frames(out / "overlay" / "cut.gif") == 3

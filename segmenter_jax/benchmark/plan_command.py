@@ -13,6 +13,7 @@ from segmenter_jax.benchmark.plan_search import search
 from segmenter_jax.benchmark.topologies import describe, stay_on_cpu
 from segmenter_jax.runtime.command import FAILED
 from segmenter_jax.runtime.config_flag import read_config
+from segmenter_jax.runtime.files import naming
 
 HELP = "whether a config fits devices that are not there, and how fast it may be; nothing runs"
 
@@ -83,5 +84,5 @@ def _write(result: Result, path: str | None) -> None:
         if path == "-":
             print(line)
         else:
-            with pathlib.Path(path).expanduser().open("a", encoding="utf-8") as file:
+            with naming(path), pathlib.Path(path).expanduser().open("a", encoding="utf-8") as file:
                 file.write(line + "\n")

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from segmenter_jax.benchmark.measure import Result
+from segmenter_jax.runtime.files import naming
 from segmenter_jax.runtime.tables import align, cell
 
 
@@ -50,11 +51,14 @@ def table(result: Result, other: Result | None = None) -> str:
 
 
 def report(result: Result, json_path: str | None, compare_path: str | None) -> None:
-    """Prints a result, appends it to a file, and compares it."""
+    """Appends a result to a file, compares and prints it."""
     other = read_result(compare_path) if compare_path else None
-    print(table(result, other))
     line = json.dumps(result)
-    print(line)
     if json_path:
-        with pathlib.Path(json_path).expanduser().open("a", encoding="utf-8") as file:
+        with (
+            naming(json_path),
+            pathlib.Path(json_path).expanduser().open("a", encoding="utf-8") as file,
+        ):
             file.write(line + "\n")
+    print(table(result, other))
+    print(line)

@@ -1,9 +1,11 @@
-"""Sums of the bits of arrays: what a checkpoint is checked against when it is read again."""
+"""Sums of arrays: what a checkpoint is checked against, and what tells a model from others."""
 
+import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -46,3 +48,13 @@ def _sum(leaf: jax.Array) -> jax.Array:
     columns = leaf.shape[-1] if leaf.ndim else 1
     weights = 2 * jnp.arange(columns, dtype=jnp.uint32) + 1
     return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+
+def weights_digest(params: Any) -> str:
+    """SHA-256 of names, shapes, types and values of parameters on the host, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(params).items()):
+        array = np.asarray(leaf)
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ checked on every later use, for which no network is needed.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -28,6 +29,9 @@ from segmenter_jax.runtime.files import write_whole
 
 _BLOCK = 2**20
 _TIMEOUT_SECONDS = 30.0
+
+# Of the disk; every other error is one of the connection.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_dir() -> pathlib.Path:
@@ -103,6 +107,8 @@ def download(url: str, path: os.PathLike | str, attempts: int = 4) -> None:
                 elif error.code < 500:
                     break
             except (OSError, http.client.HTTPException) as error:
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
                 reason = first_line(error)
         raise SourceError(f"cannot download {url}: {reason}")
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from segmenter_jax.runtime.console import print_anything
 from segmenter_jax.runtime.errors import one_line
 
 FAILED = 1
@@ -29,6 +30,7 @@ def run_command(
       The command's code; 1 after a failure, which is printed as one line unless `--debug` asks
       for the traceback. Wrong usage leaves with code 2, as argparse does.
     """
+    print_anything()
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     argv = sys.argv[1:] if argv is None else list(argv)
     # Taken from anywhere, also behind the name of a subcommand.

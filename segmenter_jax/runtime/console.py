@@ -1,8 +1,10 @@
-"""The terminal: one logger, and what of it is shown, in which order."""
+"""The terminal: one logger, what of it is shown, in which order, and in which letters."""
 
 import collections
 import contextlib
+import io
 import logging
+import sys
 from collections.abc import Iterator
 
 from absl import logging as absl_logging
@@ -10,8 +12,16 @@ from absl import logging as absl_logging
 logger = logging.getLogger("segmenter_jax")
 
 
+def print_anything() -> None:
+    """Lets letters that a terminal or a redirected output has no codes for appear as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def setup_console(is_main_process: bool) -> None:
     """Sends progress of the main process, and only warnings of the others, to the terminal."""
+    print_anything()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers = [handler]

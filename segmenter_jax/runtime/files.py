@@ -46,7 +46,8 @@ def check_no_pattern(path: os.PathLike | str) -> None:
 def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
     """Gives a place to write a file to, which moves to `path` at the end of the block.
 
-    After a failure in the block nothing of it is left, and an older file stays.
+    After a failure in the block nothing of it is left, and an older file stays; an error of the
+    system, such as a full disk, names `path`.
 
     Args:
       path: local or remote; its folder is made where it is missing.
@@ -62,12 +63,33 @@ def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".incomplete.{path.name}"
     try:
-        yield part
-        sync(part)
-        part.replace(path)
+        with naming(path, part):
+            yield part
+            sync(part)
+            part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def naming(path: os.PathLike | str, part: os.PathLike | str | None = None) -> Iterator[None]:
+    """Makes errors of the system in the block, such as a full disk, name a file.
+
+    Args:
+      path: the file they are to name where they name none.
+      part: another file, in whose place they are to name it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            if os.fspath(path) in str(error):
+                raise
+            raise OSError(f"{path}: {error}") from error
+        if error.filename not in (None, part and os.fspath(part)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
 
 def sync(path: os.PathLike | str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from segmenter_jax.runtime.console import logger
-from segmenter_jax.runtime.files import absolute, is_local, write_whole
+from segmenter_jax.runtime.files import absolute, is_local, naming, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -63,8 +63,9 @@ class RunLog:
             # Object stores cannot append.
             self._path.write_text("".join(self._lines))
         else:
-            self._file.write(self._lines[-1])
-            self._file.flush()
+            with naming(self._path):
+                self._file.write(self._lines[-1])
+                self._file.flush()
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)

@@ -128,6 +128,12 @@ def test_a_server_that_promises_too_much(server, url, tmp_path):
     assert not (tmp_path / "w.npz").exists()
 
 
+def test_a_full_disk_is_no_fault_of_the_connection(server, url, tmp_path, small_files):
+    with small_files(10**6), pytest.raises(OSError, match=f"{tmp_path}/w.npz"):
+        download.download(url, tmp_path / "w.npz")
+    assert len(server.requests) == 1
+
+
 def test_a_missing_file_is_told_with_what_to_do(server, url, cache):
     server.status = 404
     with pytest.raises(SourceError, match=r"answers 404 Not Found; or fetch http.* put it at /"):

@@ -1,6 +1,8 @@
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from segmenter_jax.runtime.files import check_no_pattern, write_whole
 
@@ -22,6 +24,26 @@ def test_failure_leaves_the_older_file_and_nothing_else(tmp_path):
         raise OSError("disk is full")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda part: part.write_bytes(bytes(10**5)),
+        lambda part: np.save(part.open("wb"), np.zeros(10**5)),
+        lambda part: Image.effect_noise((200, 200), 90).save(part),
+        lambda part: part.open("wb").write(bytes(10**5)),
+    ],
+)
+def test_a_full_disk_names_the_file_whoever_writes_it(tmp_path, small_files, write):
+    path = tmp_path / "a.png"
+    with (
+        small_files(10_000),
+        pytest.raises(OSError, match=rf"{tmp_path}/a\.png"),
+        write_whole(path) as part,
+    ):
+        write(part)
+    assert not list(tmp_path.iterdir())
 
 
 def test_block_that_writes_nothing_is_an_error(tmp_path):

@@ -1,0 +1,207 @@
+"""The results of pictures and videos as files in a folder."""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.merging import Maps
+from segmenter_jax.inference.predictor import Predictor
+from segmenter_jax.inference.records import RECORDS_FILE, Record, Records, source_record
+from segmenter_jax.pictures import legend, overlay, palette_image
+from segmenter_jax.pictures.overlays import grey_image
+from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame, write_video
+from segmenter_jax.runtime.files import naming, write_whole
+
+# What can be saved, each kind in a folder of that name.
+SAVED = ("overlay", "ids", "palette", "confidence")
+_LEGEND = "legend.png"
+
+# Of results that are not there, and so need no other reason to be made.
+MISSING = "missing"
+
+
+def is_video(path: pathlib.PurePath) -> bool:
+    """Whether the name is that of a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def is_result(path: pathlib.Path, below: pathlib.PurePath) -> bool:
+    """Whether a file is a result in a folder of results, if that is not above `path` less `below`.
+
+    Args:
+      path: the file.
+      below: its path below the folder that is searched.
+    """
+    inner = zip(path.parents, reversed(below.parts), strict=False)
+    return any(
+        name in (*SAVED, _LEGEND) and (folder / RECORDS_FILE).exists() for folder, name in inner
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is to be made of each input.
+
+    Attributes:
+      kinds: of `SAVED`.
+      alpha: weight of the colours in overlays, 0..1.
+      video_suffix: of the videos written; None keeps GIFs GIFs and makes MP4 of others.
+    """
+
+    kinds: tuple[str, ...]
+    alpha: float
+    video_suffix: str | None
+
+
+class Results:
+    """Writes the results of one input after the other, and remembers the classes seen.
+
+    A result stands under its name only once it is complete, and is finished once it is recorded
+    what made it: so that an interrupted run can go on, and one with another model, other settings
+    or another source makes it again.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        planned: Mapping[pathlib.Path, pathlib.PurePath],
+        wanted: Wanted,
+        predictor: Predictor,
+        settings: InferenceSettings,
+        weights: str,
+    ):
+        """Reads what is finished.
+
+        Args:
+          folder: of the results; has one owner as long as this is used.
+          planned: inputs, and the names of their results without suffix, relative to the folder.
+          wanted: what to write.
+          predictor, settings: make the results.
+          weights: tells the parameters from others; see `checkpoints.checksums.weights_digest`.
+        """
+        self.folder, self._planned, self._wanted = folder, planned, wanted
+        self._predictor = predictor
+        self._seen = np.zeros(len(predictor.classes), bool)
+        self._records = Records(folder)
+        protocol = dataclasses.asdict(settings) | {"scales": list(settings.scales)}
+        # Of no influence.
+        del protocol["batch_size"]
+        d = predictor.description
+        model = repr((weights, d.model, d.classes, d.colors, d.mean, d.std))
+        digest = hashlib.sha256(model.encode()).hexdigest()
+        self._made_by = {"model": digest, "protocol": protocol}
+        # Before anything is read: what changes meanwhile is made again next time.
+        self._expected = {path: self._expected_records(path) for path in planned}
+
+    def unfinished(self, path: pathlib.Path) -> str | None:
+        """Why the results of an input have to be made; None if all are there and hold."""
+        reasons = set()
+        for record in self._expected[path]:
+            found = self._records.find(record["result"])
+            if not (self.folder / record["result"]).exists():
+                reasons.add(MISSING)
+            elif found != record:
+                reasons.add(_difference(found, record))
+        return "; ".join(sorted(reasons - {MISSING}) or reasons) or None
+
+    def start(self, paths: Sequence[pathlib.Path]) -> None:
+        """Forgets what is recorded of inputs whose results are to be made."""
+        self._records.forget(r["result"] for path in paths for r in self._expected[path])
+
+    def finish(self, path: pathlib.Path) -> None:
+        """Records that the results of an input were written."""
+        self._records.add(self._expected[path])
+
+    def write_picture(self, path: pathlib.Path, image: np.ndarray, maps: Maps) -> None:
+        """Writes all results of a picture."""
+        for kind in self._wanted.kinds:
+            with write_whole(self._target(kind, path)) as part:
+                self._render(kind, image, maps).save(part, quality=92)
+
+    def write_video(self, path: pathlib.Path, frames: Iterable[tuple[Frame, Maps]]) -> None:
+        """Writes all results of a video: a video of overlays, folders of anything else."""
+        targets = {kind: self._target(kind, path) for kind in self._wanted.kinds}
+        clip = targets.pop("overlay", None)
+        parts = {kind: t.with_name(f".incomplete.{t.name}") for kind, t in targets.items()}
+        with contextlib.ExitStack() as leftovers:
+            for folder in parts.values():
+                leftovers.callback(shutil.rmtree, folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+            with write_video(clip) if clip else contextlib.nullcontext() as append:
+                for number, (frame, maps) in enumerate(frames):
+                    if append:
+                        picture = self._render("overlay", frame.image, maps)
+                        append(frame._replace(image=np.asarray(picture)))
+                    for kind, folder in parts.items():
+                        with naming(targets[kind]):
+                            picture = self._render(kind, frame.image, maps)
+                            picture.save(folder / f"{number:06d}.png")
+            for kind, folder in parts.items():
+                shutil.rmtree(targets[kind], ignore_errors=True)
+                folder.rename(targets[kind])
+
+    def write_legend(self, everything: bool) -> None:
+        """Writes the legend of the classes seen, or of all classes."""
+        present = np.flatnonzero(self._seen | everything).tolist()
+        predictor, columns = self._predictor, 1 + len(present) // 30
+        with write_whole(self.folder / _LEGEND) as part:
+            legend(present, predictor.classes, predictor.colors, columns).save(part)
+
+    def has_legend(self) -> bool:
+        """Whether there is a legend."""
+        return (self.folder / _LEGEND).exists()
+
+    def _render(self, kind: str, image: np.ndarray, maps: Maps) -> Image.Image:
+        ids, colors = maps["ids"], self._predictor.colors
+        self._seen[np.unique(ids)] = True
+        if kind == "overlay":
+            return Image.fromarray(overlay(image, ids, colors, self._wanted.alpha))
+        if kind == "ids":
+            return Image.fromarray(ids.astype(np.uint8 if ids.max() < 256 else np.uint16))
+        if kind == "palette":
+            return palette_image(ids, colors)
+        return grey_image(maps["confidence"])
+
+    def _target(self, kind: str, path: pathlib.Path) -> pathlib.Path:
+        stem = self._planned[path]
+        if not is_video(path):
+            suffix = ".jpg" if kind == "overlay" else ".png"
+        elif kind == "overlay":
+            own = ".gif" if path.suffix.lower() == ".gif" else ".mp4"
+            suffix = self._wanted.video_suffix or own
+        else:
+            suffix = ""
+        return self.folder / kind / stem.with_name(stem.name + suffix)
+
+    def _expected_records(self, path: pathlib.Path) -> list[Record]:
+        source = source_record(path) | self._made_by
+        return [
+            {"result": self._target(kind, path).relative_to(self.folder).as_posix()}
+            | source
+            | ({"alpha": self._wanted.alpha} if kind == "overlay" else {})
+            for kind in self._wanted.kinds
+        ]
+
+
+def _difference(found: Record | None, expected: Record) -> str:
+    """What made a result, against what would make it now."""
+    if found is None:
+        return "not recorded what made them"
+    if found.get("model") != expected["model"]:
+        return "made by another model"
+    settings = [
+        name
+        for name, value in (expected["protocol"] | {"alpha": expected.get("alpha")}).items()
+        if (found.get("protocol", {}) | {"alpha": found.get("alpha")}).get(name) != value
+    ]
+    if settings:
+        return f"made with another {' and '.join(settings)}"
+    return "made of another file, or one that changed since"
