@@ -32,8 +32,11 @@ from segmenter_jax.models.vit import resize_position_embedding
 
 _POSITION = "encoder/pos_embedding"
 _PATCH_KERNEL = "encoder/embedding/kernel"
-_ENCODER_FIELDS = ("width", "depth", "num_heads", "patch_size", "distilled")
-_NUMERICS = ("layer_norm_eps", "gelu")
+_ENCODER_FIELDS = (
+    *("width", "depth", "num_heads", "patch_size", "mlp", "mlp_dim", "layer_scale"),
+    *("class_token", "distilled", "num_registers", "position", "rope_base", "rope_periods"),
+)
+_NUMERICS = ("layer_norm_eps", "gelu", "position_resize")
 
 
 @dataclasses.dataclass
@@ -133,7 +136,11 @@ def adapt(
         elif name == _POSITION and source.grid != config.grid:
             flat[name] = np.asarray(
                 resize_position_embedding(
-                    entry.read(), source.num_extra_tokens, source.grid, config.grid, position_method
+                    entry.read(),
+                    source.num_positioned_tokens,
+                    source.grid,
+                    config.grid,
+                    position_method,
                 )
             )
             report.resized.append((name, entry.shape, leaf.shape, position_method))
@@ -190,12 +197,13 @@ def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
     def value(c: SegmenterConfig, field: str) -> Any:
         return getattr(c.encoder_block() if field == "mlp_dim" else c, field)
 
-    for field in (*_ENCODER_FIELDS, "mlp_dim"):
-        found, wanted = value(opened.config, field), value(config, field)
-        if found != wanted:
-            raise SourceError(
-                f"{opened.source}: its encoder has {field}={found}, the model wants {wanted}"
-            )
+    pairs = [(f, value(opened.config, f), value(config, f)) for f in _ENCODER_FIELDS]
+    if different := [pair for pair in pairs if pair[1] != pair[2]]:
+        theirs, ours = (", ".join(f"{pair[0]}={pair[i]}" for pair in different) for i in (1, 2))
+        raise SourceError(
+            f"{opened.source}: its encoder has {theirs}; the model wants {ours} "
+            '(config.model.variant="source" takes what the source has)'
+        )
 
 
 def _other_decoder(opened: Opened, config: SegmenterConfig) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from segmenter_jax.conversion.arrays import ArrayFile, LazyArray, SourceError, Values, read_groups
+from segmenter_jax.conversion.huggingface import SHARDS, read_shards
 
 # Whether names are those of a model's arrays.
 Known = Callable[[Collection[str]], bool]
@@ -92,7 +93,8 @@ def read_arrays(path: os.PathLike | str, known: Known, entry: str | None = None)
         not clear.
     """
     path = pathlib.Path(path)
-    groups, extra = read_groups(path)
+    read = read_shards if path.name.endswith(SHARDS) else read_groups
+    groups, extra = read(path)
     sets = weight_sets(groups, known)
     if not sets and len(groups) == 1:
         # Whose names nobody knows, which the caller says.

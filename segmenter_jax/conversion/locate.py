@@ -29,7 +29,8 @@ PUBLISHED = {
     for name, rest in _AUGREG.items()
 }
 
-_WEIGHTS = ("*.npz", "*.pth", "*.safetensors")
+# Where a folder has files of several rows, those of the first are its weights.
+_WEIGHTS = (("*.index.json",), ("*.npz", "*.pth", "*.safetensors"), ("*.bin",))
 
 
 class Place(NamedTuple):
@@ -92,7 +93,8 @@ def _locate_remote(text: str) -> Place:
 
 
 def _only_file(folder: epath.Path) -> epath.Path:
-    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    kinds = [sorted(f for p in patterns for f in folder.glob(p)) for patterns in _WEIGHTS]
+    files = next(filter(None, kinds), [])
     if not files:
         # Says what a model would have been.
         resolve_model_dir(folder)

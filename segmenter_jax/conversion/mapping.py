@@ -53,6 +53,8 @@ CONV = Layout(
 POINTWISE = Layout(
     lambda theirs, shape: theirs[:, :, 0, 0].T, lambda ours: ours.T[:, :, None, None]
 )
+# One vector for each position, (N, D) and (1, N, D).
+POSITIONS = Layout(lambda theirs, shape: theirs.reshape(shape), lambda ours: ours[0])
 # Position embeddings of patches only, and with a class token that has none.
 WITHOUT_CLASS_TOKEN = Layout(
     lambda theirs, shape: np.concatenate([np.zeros_like(theirs[:, :1]), theirs], axis=1),
@@ -92,6 +94,46 @@ def fused_qkv(ours: str, theirs: str) -> list[Row]:
         rows.append(Row(f"{ours}/{name}/kernel", f"{theirs}weight", kernel))
         rows.append(Row(f"{ours}/{name}/bias", f"{theirs}bias", bias))
     return rows
+
+
+def split_qkv(ours: str, names: tuple[str, str, str]) -> list[Row]:
+    """Rows of query, key and value (D, heads, head_dim) in dense layers of their own.
+
+    Args:
+      ours: name of the attention layer.
+      names: of their layers for query, key and value.
+    """
+    kernel = Layout(LINEAR.read, lambda ours: ours.reshape(ours.shape[0], -1).T)
+    bias = Layout(lambda theirs, shape: theirs.reshape(shape), lambda ours: ours.reshape(-1))
+    rows = []
+    for name, theirs in zip(("query", "key", "value"), names, strict=True):
+        rows.append(Row(f"{ours}/{name}/kernel", f"{theirs}.weight", kernel))
+        rows.append(Row(f"{ours}/{name}/bias", f"{theirs}.bias", bias))
+    return rows
+
+
+def packed(ours: tuple[str, ...], theirs: str) -> list[Row]:
+    """Rows of several dense layers of one input in one of theirs, one after the other."""
+    rows = []
+    for part, name in enumerate(ours):
+        kernel = dataclasses.replace(LINEAR, part=part, parts=len(ours))
+        bias = dataclasses.replace(SAME, part=part, parts=len(ours))
+        rows.append(Row(f"{name}/kernel", f"{theirs}.weight", kernel))
+        rows.append(Row(f"{name}/bias", f"{theirs}.bias", bias))
+    return rows
+
+
+def of_layer(row: Row, layer: int, depth: int) -> Row:
+    """The row of one layer, of a row of all layers stacked on their first axis."""
+    layout = row.layout
+
+    def write(ours: np.ndarray) -> np.ndarray:
+        return layout.write(ours)[None]
+
+    def read(theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        return layout.read(theirs[0], shape)
+
+    return row._replace(layout=Layout(read, write, layer, depth))
 
 
 def prefixed(rows: Iterable[Row], ours: str, theirs: str) -> list[Row]:

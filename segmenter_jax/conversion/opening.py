@@ -25,6 +25,9 @@ from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import abstract_params
 from segmenter_jax.runtime.errors import first_few
 
+# In pixels, of a network that was made for none.
+_ANY_SIZE = 256
+
 # (their name, shape, why it has no place in a Segmenter).
 Dropped = tuple[str, Shape, str]
 
@@ -152,7 +155,7 @@ def normalized_as(name: str) -> dict[str, Any]:
 
 
 def network(
-    path: pathlib.Path, fields: dict[str, Any], patches: int, hints: Hints
+    path: pathlib.Path, fields: dict[str, Any], patches: int | None, hints: Hints
 ) -> SegmenterConfig:
     """The network that a file holds.
 
@@ -160,7 +163,7 @@ def network(
       path: the file, for messages.
       fields: of `SegmenterConfig`; `num_heads` and `image_size` only where the source says them,
         `decoder` and `num_classes` only where it has a decoder.
-      patches: number of position embeddings of patches.
+      patches: number of position embeddings of patches; None where there are none.
       hints: see `Hints`.
 
     Raises:
@@ -179,7 +182,10 @@ def network(
             f"{path}: the number of heads is not in the file and width {fields['width']} "
             "is not a standard one; give num_heads"
         )
-    size = _image_size(path, patches, fields["patch_size"], fields.get("image_size"), hints)
+    if patches is None:
+        size = hints.image_size or (_ANY_SIZE, _ANY_SIZE)
+    else:
+        size = _image_size(path, patches, fields["patch_size"], fields.get("image_size"), hints)
     try:
         return SegmenterConfig(
             **{"decoder": "linear", "num_classes": 1}

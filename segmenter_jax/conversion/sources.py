@@ -9,14 +9,24 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from segmenter_jax.checkpoints.model_dir import MODEL_FILE, PARAMS_FOLDER, load_model
-from segmenter_jax.conversion import google, mmseg, reference, timm
+from segmenter_jax.conversion import (
+    dinov2,
+    dinov3,
+    google,
+    mae,
+    mmseg,
+    reference,
+    siglip,
+    timm,
+)
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.entries import read_arrays
+from segmenter_jax.conversion.huggingface import SHARDS, shards
 from segmenter_jax.conversion.locate import locate
 from segmenter_jax.conversion.opening import Entry, Format, Hints, Opened
 
-# In the order of detection; the first three cannot be confused with each other.
-FORMATS: tuple[Format, ...] = (google, reference, mmseg, timm)
+# In the order of detection; all but the last, whose names are the least, exclude each other.
+FORMATS: tuple[Format, ...] = (google, reference, mmseg, dinov2, dinov3, siglip, mae, timm)
 MODEL_DIRECTORY = "segmenter_jax"
 
 
@@ -43,7 +53,12 @@ def open_source(source: os.PathLike | str, hints: Hints, entry: str | None = Non
             beside = "beside the model's own arrays"
             outside = [(name, shape, beside) for name, shape in file.outside.items()]
             notes = (*opened.notes, *(f"not read: entry {other!r}" for other in file.others))
-            return dataclasses.replace(opened, dropped=outside + opened.dropped, notes=notes)
+            files = list(opened.files)
+            if place.path.name.endswith(SHARDS):
+                files += shards(file.path)
+            return dataclasses.replace(
+                opened, files=files, dropped=outside + opened.dropped, notes=notes
+            )
     raise SourceError(
         f"{file.path}: its arrays follow none of the known naming schemes "
         f"({', '.join(form.NAME for form in FORMATS)}); it begins with "

@@ -1,0 +1,137 @@
+"""What the readers of pretrained encoders share: one way of naming, from its tables to `Opened`."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from segmenter_jax.conversion import huggingface
+from segmenter_jax.conversion.arrays import ArrayFile, SourceError
+from segmenter_jax.conversion.mapping import Row, prefixed
+from segmenter_jax.conversion.opening import Entry, Hints, Opened, bind, encoder_fields, network
+from segmenter_jax.models.params import abstract_params
+
+# Heads of the sizes that are published, where no file says them.
+Heads = Mapping[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How one project names the arrays of an encoder, as tables of rows.
+
+    Attributes:
+      stem: tokens, positions, patch embedding and last norm; registers may be absent.
+      block: what stands before the names of a block, with {} for its number.
+      rows: of a block, without its MLP.
+      mlps: kind of MLP -> its rows.
+    """
+
+    stem: tuple[Row, ...]
+    block: str
+    rows: tuple[Row, ...]
+    mlps: Mapping[str, tuple[Row, ...]]
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """Names that every file of this naming has."""
+        rows = prefixed(self.rows, "", self.block.format(0))
+        return frozenset(row.theirs for row in rows if not row.theirs.endswith("bias"))
+
+    def theirs(self, ours: str) -> str:
+        """Their name of an array of the stem."""
+        return next(row.theirs for row in self.stem if row.ours == ours)
+
+
+def open_encoder(
+    file: ArrayFile,
+    format: str,
+    naming: Naming,
+    fields: Mapping[str, Any],
+    hints: Hints,
+    dropped: Iterable[tuple[str, str]],
+    description: Mapping[str, Any],
+    heads: Heads | None = None,
+    zeros: tuple[str, ...] = (),
+) -> Opened:
+    """Opens a file that holds one encoder, see `opening.Format`.
+
+    Args:
+      file: the file.
+      format: name of the format.
+      naming: that it has.
+      fields: of `SegmenterConfig` that the format says; heads and eps are those of a `config.json`
+        beside the file, where there is one.
+      hints: see `Hints`.
+      dropped: see `opening.bind`.
+      description: of `ModelDescription`, as far as no `preprocessor_config.json` says it.
+      heads: by width.
+      zeros: ends of our names of arrays that are zero in this format and may be absent.
+
+    Raises:
+      SourceError: something is missing, or has no explanation.
+    """
+    stem = [r for r in naming.stem if r.ours != "registers" or r.theirs in file.arrays]
+    first = naming.block.format(0)
+    kind, mlp = next(
+        (
+            (kind, rows)
+            for kind, rows in naming.mlps.items()
+            if all(first + row.theirs in file.arrays for row in rows)
+        ),
+        next(iter(naming.mlps.items())),
+    )
+    config = huggingface.read_config(file)
+    found = encoder_fields(
+        file,
+        kernel=naming.theirs("embedding/kernel"),
+        axes="oihw",
+        hidden=next(first + r.theirs for r in mlp if r.ours == "mlp/Dense_0/bias"),
+        blocks=re.escape(naming.block).replace(r"\{\}", r"(\d+)"),
+    )
+    (out,) = (first + row.theirs for row in mlp if row.ours == "mlp/Dense_1/kernel")
+    hidden = file.shape(out, 2)[1]
+    width = found["width"]
+    tokens = {row.ours: file.shape(row.theirs, 3)[1] for row in stem if row.ours == "registers"}
+    found |= {
+        "mlp": kind,
+        "mlp_dim": None if hidden == 4 * width else hidden,
+        "class_token": any(row.ours == "cls" for row in stem),
+        "num_registers": tokens.get("registers", 0),
+    }
+    said = huggingface.whole_number(file, config, "num_attention_heads")
+    known = said or hints.num_heads or (heads or {}).get(width)
+    found |= {"num_heads": known} if known else {}
+    found |= fields
+    if isinstance(eps := config.get("layer_norm_eps"), float):
+        found["layer_norm_eps"] = eps
+    made = network(file.path, found, _patches(file, stem, found), hints)
+    if made.position == "learned":
+        # They stay as they are, and are resized once, at run time, by the format's own rule.
+        made = dataclasses.replace(made, position_size=made.image_size)
+    rows = prefixed(stem, "encoder/", "")
+    for i in range(made.depth):
+        rows += prefixed((*naming.rows, *mlp), f"encoder/encoderblock_{i}/", naming.block.format(i))
+    absent = [row for row in rows if row.ours.endswith(zeros)] if zeros else []
+    bound = [row for row in rows if row not in absent]
+    described = dict(description) | huggingface.normalization(file)
+    opened = bind(file, format, made, bound, dropped, described)
+    expected = flatten_dict(abstract_params(made), sep="/")
+    for row in absent:
+        shape = expected[row.ours].shape
+        read = functools.partial(np.zeros, shape, np.float32)
+        opened.entries[row.ours] = Entry("0 in this format", shape, read)
+    return opened
+
+
+def _patches(file: ArrayFile, stem: list[Row], fields: Mapping[str, Any]) -> int | None:
+    """Number of position embeddings of patches; None where positions are rotations."""
+    if fields.get("position") == "rope":
+        return None
+    (name,) = (row.theirs for row in stem if row.ours == "pos_embedding")
+    if name not in file.arrays or len(shape := file.arrays[name].shape) < 2:
+        raise SourceError(f"{file.path}: array {name} is missing, or no table of positions")
+    return shape[-2] - fields["class_token"]

@@ -1,0 +1,92 @@
+"""Folders of the Hugging Face hub: weights in several files, and what lies beside them."""
+
+import json
+import pathlib
+from typing import Any
+
+from segmenter_jax.conversion.arrays import ArrayFile, Content, SourceError, read_groups
+from segmenter_jax.runtime.errors import first_few, first_line
+
+# Ends the name of an index of several files.
+SHARDS = ".index.json"
+
+
+def shards(path: pathlib.Path) -> list[pathlib.Path]:
+    """Files that an index of the Hugging Face hub names, sorted.
+
+    Raises:
+      SourceError: it is no such index, or a file is missing.
+    """
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [path.with_name(name) for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{path}: no index of files of weights: {first_line(error)}") from None
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise SourceError(f"{path}: names {first_few(missing, 3)}, which is not beside it")
+    return files
+
+
+def read_shards(path: pathlib.Path) -> Content:
+    """As `arrays.read_groups`, of all files that an index names."""
+    arrays: dict[str, Any] = {}
+    for file in shards(path):
+        groups, _ = read_groups(file)
+        arrays |= {name: value for group in groups.values() for name, value in group.items()}
+    return {"": arrays}, {}
+
+
+def read_config(file: ArrayFile) -> dict[str, Any]:
+    """Content of `config.json`, of the vision tower where there are two; empty if there is none.
+
+    Raises:
+      SourceError: it cannot be read, or is no configuration.
+    """
+    config = _read(file, "config.json")
+    inner = config.get("vision_config", config)
+    if not isinstance(inner, dict):
+        raise SourceError(f"{file.path}: config.json: 'vision_config' is no object")
+    return inner
+
+
+def whole_number(file: ArrayFile, config: dict[str, Any], name: str) -> int | None:
+    """A field of the configuration that counts something; None where it is not said.
+
+    Raises:
+      SourceError: it is no number.
+    """
+    value = config.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise SourceError(f"{file.path}: config.json: {name}={value!r} is no whole number")
+    return value
+
+
+def normalization(file: ArrayFile) -> dict[str, Any]:
+    """`mean` and `std` that `preprocessor_config.json` says; empty where it does not.
+
+    Raises:
+      SourceError: it cannot be read, or these are no numbers.
+    """
+    config = _read(file, "preprocessor_config.json")
+    found = {
+        ours: config.get(theirs) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+    }
+    if None in found.values():
+        return {}
+    for name, values in found.items():
+        if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+            raise SourceError(f"{file.path}: preprocessor_config.json: image_{name}={values!r}")
+    return {name: tuple(map(float, values)) for name, values in found.items()}
+
+
+def _read(file: ArrayFile, name: str) -> dict[str, Any]:
+    path = file.sidecar(name)
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise SourceError(f"{path}: found {type(content).__name__}, expected an object")
+    return content

@@ -1,0 +1,221 @@
+"""Modern pretrained encoders: tokens, every naming, and what is said of files that do not fit.
+
+The goldens are of `transformers`, see tests/soak/make_backbone_goldens.py.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from segmenter_jax.conversion import convert as conversion
+from segmenter_jax.conversion.arrays import SourceError
+from segmenter_jax.conversion.opening import Hints
+from segmenter_jax.conversion.sources import open_source
+from segmenter_jax.models import Segmenter
+from segmenter_jax.models.normalization import NORMALIZATION
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "golden" / "backbones"
+NETWORKS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip", "vit")
+CASES = ("native", "wide", "other")
+
+
+def opened_model(source, **options):
+    given = {"num_classes": 3, "decoder": "linear", "normalization": "imagenet"}
+    return conversion.convert(source, conversion.ConvertOptions(**given | options))
+
+
+def token_errors(source, name, cases=CASES, **fields):
+    """Largest difference of the tokens from the golden ones, by case."""
+    description, params, _ = opened_model(source)
+    model = Segmenter(dataclasses.replace(description.model, **fields))
+    encode = jax.jit(lambda params, x: model.apply({"params": params}, x, method=model.encode))
+    errors = {}
+    with np.load(FOLDER / f"{name}.npz") as golden:
+        for case in cases:
+            tokens = encode(params, golden[f"{case}/image_nhwc"])
+            errors[case] = float(np.abs(tokens - golden[f"{case}/tokens"]).max())
+    return errors
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tokens_are_those_of_the_published_code(name):
+    assert max(token_errors(FOLDER / name, name).values()) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["dinov2_registers", "dinov3_gated"])
+def test_scanned_and_recomputed_layers_give_the_same_tokens(name):
+    errors = token_errors(FOLDER / name, name, ("wide",), scan_layers=True, remat=True)
+    assert errors["wide"] < 2e-5
+
+
+def renamed(arrays, table):
+    """Arrays under other names: (what a name begins with or holds, what stands there instead)."""
+    result = {}
+    for name, array in arrays.items():
+        for old, new in table:
+            name = name.replace(old, new)
+        result[name] = array
+    return result
+
+
+def fused(arrays, query, block="blocks.{}.attn."):
+    """Query, key and value as PyTorch fuses them; keys without a bias get one that is masked."""
+    result = dict(arrays)
+    names = [query.replace("query", n) for n in ("query", "key", "value")]
+    if "q_proj" in query:
+        names = [query.replace("q_proj", n) for n in ("q_proj", "k_proj", "v_proj")]
+    for i in range(2):
+        parts = [result.pop(f"{n.format(i)}.weight") for n in names]
+        biases = [result.pop(f"{n.format(i)}.bias", None) for n in names]
+        masked = biases[1] is None
+        biases = [np.full(32, 7, np.float32) if bias is None else bias for bias in biases]
+        result[f"{block.format(i)}qkv.weight"] = np.concatenate(parts)
+        result[f"{block.format(i)}qkv.bias"] = np.concatenate(biases)
+        if masked:
+            mask = np.repeat(np.float32([1, 0, 1]), 32)
+            result[f"{block.format(i)}qkv.bias_mask"] = mask
+    return result
+
+
+DINOV2_TABLE = (
+    *(("encoder.layer.", "blocks."), ("attention.output.dense", "attn.proj")),
+    *(("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma")),
+    *(("embeddings.patch_embeddings.projection", "patch_embed.proj"), ("layernorm", "norm")),
+    *(("embeddings.cls_token", "cls_token"), ("embeddings.mask_token", "mask_token")),
+    *(("embeddings.register_tokens", "register_tokens"),),
+    *(("embeddings.position_embeddings", "pos_embed"),),
+    *(("mlp.weights_in", "mlp.w12"), ("mlp.weights_out", "mlp.w3")),
+)
+DINOV3_TABLE = (
+    *(("attention.o_proj", "attn.proj"), ("embeddings.patch_embeddings", "patch_embed.proj")),
+    *(("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma")),
+    *(("embeddings.cls_token", "cls_token"), ("embeddings.mask_token", "mask_token")),
+    ("embeddings.register_tokens", "storage_tokens"),
+)
+
+
+def original(name, tmp_path, periods="float32"):
+    """The golden network under the names of the original files; heads are not in them."""
+    arrays = load_file(FOLDER / name / "model.safetensors")
+    if name.startswith("dinov2"):
+        arrays = fused(
+            arrays, "encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attn."
+        )
+        arrays = renamed(arrays, DINOV2_TABLE)
+    else:
+        arrays = fused(arrays, "layer.{}.attention.q_proj", "layer.{}.attn.")
+        arrays = renamed(arrays, DINOV3_TABLE)
+        gated = "layer.0.mlp.gate_proj.weight" in arrays
+        names = ("w1", "w2", "w3") if gated else ("", "fc1", "fc2")
+        old = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+        arrays = renamed(arrays, [(o, f"mlp.{n}") for o, n in zip(old, names, strict=True)])
+        arrays = {
+            n.replace("layer.", "blocks.") if n[:6] == "layer." else n: a for n, a in arrays.items()
+        }
+        exact = np.float32(100) ** (np.arange(4, dtype=np.float32) / 4)
+        arrays["rope_embed.periods"] = exact.astype(periods).astype(np.float32)
+    path = tmp_path / f"{name}.safetensors"
+    save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_registers", "dinov3", "dinov3_gated"])
+def test_original_names_hold_the_same_network(name, tmp_path):
+    path = original(name, tmp_path)
+    _, expected, _ = opened_model(FOLDER / name)
+    description, params, _ = opened_model(path, num_heads=2)
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], expected["encoder"])
+    # The original code has a rule of its own where there are no registers.
+    rules = {"dinov2": "bicubic_offset", "dinov2_registers": "bicubic_antialias"}
+    if name in rules:
+        assert description.model.position_resize == rules[name]
+    else:
+        assert description.model.rope_periods == "float32"
+
+
+def test_rounded_periods_are_taken_from_the_file(tmp_path):
+    description, _, _ = opened_model(original("dinov3", tmp_path, ml_dtypes.bfloat16), num_heads=2)
+    assert description.model.rope_periods == "bfloat16"
+    path = original("dinov3", tmp_path)
+    arrays = load_file(path)
+    arrays["rope_embed.periods"] *= 2
+    save_file(arrays, path)
+    with pytest.raises(SourceError, match=r"rope_embed.periods holds .* expected powers of 100"):
+        opened_model(path, num_heads=2)
+
+
+def test_the_network_is_said_by_the_folder():
+    found = open_source(FOLDER / "dinov2_registers", Hints())
+    config = found.config
+    assert (config.num_heads, config.num_registers, config.mlp) == (2, 4, "swiglu")
+    assert (config.position_size, config.layer_norm_eps) == ((16, 16), 1e-6)
+    assert found.description["mean"] == NORMALIZATION["imagenet"][0]
+    siglip = open_source(FOLDER / "siglip", Hints())
+    assert not siglip.config.class_token and siglip.config.gelu == "tanh"
+    assert siglip.description["mean"] == (0.5, 0.5, 0.5)
+    vit = open_source(FOLDER / "vit", Hints())
+    # A classifier of any kind may have these names.
+    assert "mean" not in vit.description
+
+
+def test_normalisation_beside_the_weights_counts(tmp_path):
+    folder = shutil.copytree(FOLDER / "dinov3", tmp_path / "sat")
+    said = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    found = open_source(folder, Hints()).description
+    assert (found["mean"], found["std"]) == NORMALIZATION["sat493m"]
+
+
+def test_several_files_of_weights_are_one_source(tmp_path):
+    folder = shutil.copytree(FOLDER / "siglip", tmp_path / "split")
+    arrays = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    # The text tower beside it has blocks of the same names.
+    whole = {f"vision_model.{name}": a for name, a in arrays.items()}
+    whole |= {f"text_model.{n}": a for n, a in arrays.items() if n.startswith("encoder.layers")}
+    whole["logit_scale"] = np.zeros((), np.float32)
+    index = {}
+    for number in range(2):
+        part = dict(sorted(whole.items())[number::2])
+        save_file(part, folder / f"model-{number}.safetensors")
+        index |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert token_errors(folder, "siglip", ("native",))["native"] < 2e-5
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"names model-1.safetensors, which is not beside it"):
+        open_source(folder, Hints())
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "message"),
+    [
+        ("dinov2", "encoder.layer.1.mlp.fc2.weight", "encoder.layer.1.mlp.fc2.weight is missing"),
+        ("dinov3", "norm.weight", "norm.weight is missing"),
+        ("siglip", "embeddings.position_embedding.weight", "position_embedding.weight is missing"),
+    ],
+)
+def test_damaged_folders_are_told_in_one_line(tmp_path, name, removed, message):
+    folder = shutil.copytree(FOLDER / name, tmp_path / "damaged")
+    arrays = load_file(folder / "model.safetensors")
+    del arrays[removed]
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(SourceError, match=message) as error:
+        open_source(folder, Hints())
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_model_is_the_same_network(tmp_path):
+    from segmenter_jax.checkpoints.model_dir import load_model, save_model
+
+    description, params, _ = opened_model(FOLDER / "dinov2_registers")
+    save_model(tmp_path / "model", description, params)
+    again, loaded = load_model(tmp_path / "model")
+    assert again == description
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
