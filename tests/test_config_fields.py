@@ -57,7 +57,9 @@ def test_a_run_reads_every_field_of_its_config(source, tmp_path):
 def test_the_fields_of_the_model_group_are_those_of_the_network():
     fields = {field.name for field in dataclasses.fields(SegmenterConfig)}
     # Of the dataset, of the crop, or fixed by the variant.
-    elsewhere = {"num_classes", "in_channels", "image_size", "patch_size", "mlp_dim"}
+    elsewhere = {"num_classes", "in_channels", "image_size", "patch_size", "mlp", "mlp_dim"}
+    elsewhere |= {"class_token", "num_registers", "layer_scale", "rope_base", "rope_periods"}
+    elsewhere |= {"position", "position_size", "position_resize"}
     assert set(common.get_config().model.keys()) - {"variant"} == fields - elsewhere
 
 
@@ -71,8 +73,9 @@ def unread(cls: type[SegmenterConfig]) -> set[str]:
             read.add(name)
             return super().__getattribute__(name)
 
-    for name in ("segm_mask", "segm_linear_distilled"):
-        config = Spy(**dataclasses.asdict(golden_config(name)))
+    rotated = golden_config("segm_linear_distilled", position="rope")
+    for plain in (golden_config("segm_mask"), golden_config("segm_linear_distilled"), rotated):
+        config = Spy(**dataclasses.asdict(plain))
         read.clear()  # Of the checks that a configuration makes of itself.
         model, image = Segmenter(config), jnp.zeros((1, 64, 64, 3))
         key = jax.random.key(0)

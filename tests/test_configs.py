@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from segmenter_jax.configs import common
+from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.models import Segmenter
 from segmenter_jax.training import experiment
@@ -16,6 +17,12 @@ CONFIGS = pathlib.Path(common.__file__).parent
 NAMES = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
 
 # Classes, crop, encoder width and depth, decoder, extra tokens, steps: as in the paper's table.
+# What a config of a pretrained backbone may start from.
+SOURCE = SourceNetwork(
+    {"width": 64, "depth": 2, "num_heads": 2, "patch_size": 14, "position_size": (28, 28)},
+    {"mean": (0.5,), "std": (0.5,)},
+)
+
 PAPER = {
     "ade20k_vitti16": (150, 512, 192, 12, "mask", 1, 161_728),
     "ade20k_vits16": (150, 512, 384, 12, "mask", 1, 161_728),
@@ -56,7 +63,7 @@ def test_config_builds_its_model_and_schedule(name):
     num_classes = PAPER.get(name, (7,))[0]
     colors = tuple((i, i, i) for i in range(num_classes))
     spec = DatasetSpec("any", tuple(map(str, range(num_classes))), colors)
-    description = experiment.describe(config, spec)
+    description = experiment.describe(config, spec, SOURCE)
     _, schedule = experiment.make_optimization(config)
     experiment.make_transform(config, spec)
     assert schedule(config.total_steps) == pytest.approx(config.optimizer.min_learning_rate)
@@ -125,7 +132,7 @@ def test_wrong_values_are_refused_with_the_place_of_their_field(monkeypatch, nam
     config = common.get_config()
     config.update_from_flattened_dict({name: value})
     spec = DatasetSpec("any", tuple("abc"), ((0, 0, 0),) * 3)
-    dataset = types.SimpleNamespace(spec=spec, source=lambda _: ())
+    dataset = types.SimpleNamespace(spec=spec, source=lambda _: (), warnings=())
     monkeypatch.setattr(experiment, "build_dataset", lambda *_: dataset)
     with pytest.raises(ValueError, match=message):
         experiment.build(config)

@@ -29,11 +29,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.position_method = "bilinear"
 
     config.model = ml_collections.ConfigDict()
-    config.model.variant = "Ti/16"  # Ti, S, B or L, and the patch size.
+    # Ti, S, B or L, and the patch size; a pretrained encoder's such as "dinov2_S/14" or
+    # "dinov3_L/16", see segmenter_jax/models/variants.py; or "source": the encoder of init_from.
+    config.model.variant = "Ti/16"
     config.model.width = placeholder(int)  # Replaces the variant's width.
     config.model.depth = placeholder(int)  # Replaces the variant's number of layers.
     config.model.num_heads = placeholder(int)  # Replaces the variant's number of heads.
-    config.model.distilled = False  # DeiT's distillation token.
+    config.model.distilled = placeholder(bool)  # DeiT's distillation token; None: the variant's.
     config.model.dropout_rate = 0.0  # Of the encoder.
     config.model.attention_dropout_rate = 0.0  # Of the encoder's attention weights.
     config.model.drop_path_rate = 0.1  # Of the encoder's last layer; grows linearly up to it.
@@ -43,8 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Of its attention weights. No fused kernel for GPUs has it: there 0 is faster.
     config.model.decoder_attention_dropout_rate = 0.1
     config.model.decoder_drop_path_rate = 0.0  # Of the mask decoder.
-    config.model.layer_norm_eps = 1e-5  # 1e-6 in Google's ViT code, 1e-5 in the reference.
-    config.model.gelu = "exact"  # "tanh" in Google's ViT code, "exact" in the reference.
+    # 1e-6 in Google's ViT code, 1e-5 in the reference; None: the variant's.
+    config.model.layer_norm_eps = placeholder(float)
+    config.model.decoder_layer_norm_eps = placeholder(float)  # None: as the encoder's.
+    # "tanh" in Google's ViT code, "exact" in the reference; None: the variant's.
+    config.model.gelu = placeholder(str)
     config.model.dtype = "auto"  # Compute type: bfloat16 on TPU and GPU, float32 on CPU.
     config.model.attention = "auto"  # Implementation, see segmenter_jax/models/attention.py.
     config.model.remat = False  # Recompute layers in the backward pass: less memory, more time.
@@ -67,7 +72,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.category_max_ratio = 0.75  # No class above this share of a crop.
     config.augment.flip_prob = 0.5  # Of a horizontal flip.
     config.augment.photometric = True  # Brightness, contrast, saturation, hue.
-    config.augment.normalization = "vit"  # "vit" (mean and std 0.5) or "deit" (ImageNet's).
+    # "vit" (mean and std 0.5), "imagenet", "deit" (ImageNet's as the reference rounds them),
+    # "sat493m" (DINOv3's for satellite images), or "source": those of init_from.
+    config.augment.normalization = "vit"
 
     config.loader = ml_collections.ConfigDict()
     config.loader.num_workers = 0  # Worker processes; 0 reads in threads of this one.

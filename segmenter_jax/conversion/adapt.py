@@ -32,11 +32,12 @@ from segmenter_jax.models.vit import resize_position_embedding
 
 _POSITION = "encoder/pos_embedding"
 _PATCH_KERNEL = "encoder/embedding/kernel"
-_ENCODER_FIELDS = (
+# What makes an encoder another one, and what it only computes in another way.
+ENCODER_FIELDS = (
     *("width", "depth", "num_heads", "patch_size", "mlp", "mlp_dim", "layer_scale"),
     *("class_token", "distilled", "num_registers", "position", "rope_base", "rope_periods"),
 )
-_NUMERICS = ("layer_norm_eps", "gelu", "position_resize")
+ENCODER_NUMERICS = ("layer_norm_eps", "gelu", "position_resize")
 
 
 @dataclasses.dataclass
@@ -197,7 +198,7 @@ def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
     def value(c: SegmenterConfig, field: str) -> Any:
         return getattr(c.encoder_block() if field == "mlp_dim" else c, field)
 
-    pairs = [(f, value(opened.config, f), value(config, f)) for f in _ENCODER_FIELDS]
+    pairs = [(f, value(opened.config, f), value(config, f)) for f in ENCODER_FIELDS]
     if different := [pair for pair in pairs if pair[1] != pair[2]]:
         theirs, ours = (", ".join(f"{pair[0]}={pair[i]}" for pair in different) for i in (1, 2))
         raise SourceError(
@@ -221,7 +222,7 @@ def _numeric_warnings(source: SegmenterConfig, config: SegmenterConfig) -> list[
     return [
         f"the source was trained with {field}={getattr(source, field)}; the model computes with "
         f"{getattr(config, field)}"
-        for field in _NUMERICS
+        for field in ENCODER_NUMERICS
         if getattr(source, field) != getattr(config, field)
     ]
 

@@ -6,11 +6,11 @@ import os
 from typing import Any
 
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.conversion.adapt import Report, adapt
+from segmenter_jax.conversion.adapt import ENCODER_FIELDS, ENCODER_NUMERICS, Report, adapt
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.class_names import agree, placeholder_names
 from segmenter_jax.conversion.download import sha256_of
-from segmenter_jax.conversion.opening import Hints, Opened, normalized_as
+from segmenter_jax.conversion.opening import Hints, Opened, SourceNetwork, normalized_as
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
@@ -78,6 +78,25 @@ def convert(
     if opened.format == MODEL_DIRECTORY:
         provenance["parent"] = opened.description["provenance"]
     return dataclasses.replace(description, provenance=provenance), params, report
+
+
+def source_network(source: os.PathLike | str, entry: str | None = None) -> SourceNetwork:
+    """The encoder of a source; no array is read.
+
+    Args:
+      source, entry: see `load_init`.
+
+    Raises:
+      ValueError: the source cannot be read or explained.
+    """
+    opened = open_source(source, Hints(), entry)
+    config = opened.config
+    fields = {name: getattr(config, name) for name in (*ENCODER_FIELDS, *ENCODER_NUMERICS)}
+    if config.position == "learned":
+        # Positions stay as they are, and are resized once, at run time.
+        fields["position_size"] = config.position_size or config.image_size
+    said = opened.description
+    return SourceNetwork(fields, {name: said[name] for name in ("mean", "std") if name in said})
 
 
 def load_init(

@@ -91,10 +91,10 @@ def detect(names: Collection[str]) -> bool:
 def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
     naming = _naming(file.arrays)
-    config = huggingface.read_config(file)
+    said = huggingface.read_config(file)
     fields = {
         "position": "rope",
-        "rope_base": float(config.get("rope_theta", 100.0)),
+        "rope_base": float(said.get("rope_theta", 100.0)),
         "layer_scale": True,
         "layer_norm_eps": 1e-5,
     }

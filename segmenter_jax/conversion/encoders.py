@@ -84,7 +84,7 @@ def open_encoder(
         ),
         next(iter(naming.mlps.items())),
     )
-    config = huggingface.read_config(file)
+    said = huggingface.read_config(file)
     found = encoder_fields(
         file,
         kernel=naming.theirs("embedding/kernel"),
@@ -102,11 +102,11 @@ def open_encoder(
         "class_token": any(row.ours == "cls" for row in stem),
         "num_registers": tokens.get("registers", 0),
     }
-    said = huggingface.whole_number(file, config, "num_attention_heads")
-    known = said or hints.num_heads or (heads or {}).get(width)
+    stated = huggingface.whole_number(file, said, "num_attention_heads")
+    known = stated or hints.num_heads or (heads or {}).get(width)
     found |= {"num_heads": known} if known else {}
     found |= fields
-    if isinstance(eps := config.get("layer_norm_eps"), float):
+    if isinstance(eps := said.get("layer_norm_eps"), float):
         found["layer_norm_eps"] = eps
     made = network(file.path, found, _patches(file, stem, found), hints)
     if made.position == "learned":

@@ -42,20 +42,20 @@ def read_config(file: ArrayFile) -> dict[str, Any]:
     Raises:
       SourceError: it cannot be read, or is no configuration.
     """
-    config = _read(file, "config.json")
-    inner = config.get("vision_config", config)
+    said = _read(file, "config.json")
+    inner = said.get("vision_config", said)
     if not isinstance(inner, dict):
         raise SourceError(f"{file.path}: config.json: 'vision_config' is no object")
     return inner
 
 
-def whole_number(file: ArrayFile, config: dict[str, Any], name: str) -> int | None:
+def whole_number(file: ArrayFile, said: dict[str, Any], name: str) -> int | None:
     """A field of the configuration that counts something; None where it is not said.
 
     Raises:
       SourceError: it is no number.
     """
-    value = config.get(name)
+    value = said.get(name)
     if value is not None and (type(value) is not int or value < 1):
         raise SourceError(f"{file.path}: config.json: {name}={value!r} is no whole number")
     return value
@@ -67,9 +67,9 @@ def normalization(file: ArrayFile) -> dict[str, Any]:
     Raises:
       SourceError: it cannot be read, or these are no numbers.
     """
-    config = _read(file, "preprocessor_config.json")
+    said = _read(file, "preprocessor_config.json")
     found = {
-        ours: config.get(theirs) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+        ours: said.get(theirs) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
     }
     if None in found.values():
         return {}

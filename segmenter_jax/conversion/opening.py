@@ -19,10 +19,11 @@ from flax.traverse_util import flatten_dict
 
 from segmenter_jax.conversion.arrays import ArrayFile, SourceError
 from segmenter_jax.conversion.mapping import Row, Shape, their_shape, to_ours
-from segmenter_jax.models import VARIANTS, SegmenterConfig
+from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import abstract_params
+from segmenter_jax.models.variants import PLAIN
 from segmenter_jax.runtime.errors import first_few
 
 # In pixels, of a network that was made for none.
@@ -69,6 +70,19 @@ class Opened:
     def has_decoder(self) -> bool:
         """Whether there is a decoder in the source."""
         return any(name.startswith("decoder/") for name in self.entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceNetwork:
+    """The encoder of a source of weights, for a network that takes it as it is.
+
+    Attributes:
+      fields: of `SegmenterConfig`.
+      images: `mean` and `std`; empty where the source does not say them.
+    """
+
+    fields: dict[str, Any]
+    images: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +189,7 @@ def network(
             f"{path}: num_heads={hints.num_heads} asked for, the source has {num_heads}"
         )
     if num_heads is None:
-        by_width = {size["width"]: size["num_heads"] for size in VARIANTS.values()}
+        by_width = {size["width"]: size["num_heads"] for size in PLAIN.values()}
         num_heads = by_width.get(fields["width"])
     if num_heads is None:
         raise SourceError(

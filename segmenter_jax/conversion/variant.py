@@ -53,6 +53,8 @@ _ASPECT_BOUND = {"ade20k": 4.0, "pascal_context": 8.0, "cityscapes": 2.0}
 _OWN_GROUP = "segmenter_jax"
 _OWN_FIELDS = ("classes", "colors", "mean", "std", "ignore_label", "base_size", "aspect_bound")
 
+_NORMALIZATIONS = ("vit", "deit")
+
 _BACKBONES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
 
 
@@ -92,7 +94,7 @@ def _described(path: pathlib.Path, variant: dict[str, Any], net: dict[str, Any])
     described = _renamed(_group(path, variant, "inference_kwargs", optional=True), _INFERENCE)
     for group in (dataset, net):
         if group.get("normalization") is not None:
-            described |= normalized_as(_choice(path, group, "normalization", NORMALIZATION))
+            described |= normalized_as(_choice(path, group, "normalization", _NORMALIZATIONS))
     # Other datasets than the published ones keep the default.
     for name, bound in _ASPECT_BOUND.items():
         if dataset.get("dataset") == name:

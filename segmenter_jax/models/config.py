@@ -11,14 +11,7 @@ from segmenter_jax.models.layers import Gelu
 from segmenter_jax.models.placement import Placement, platform_of
 from segmenter_jax.models.resampling import Method
 from segmenter_jax.models.transformer import BlockConfig, MlpKind
-
-# Encoder sizes of the paper, table 1: name -> width, layers, heads.
-VARIANTS = {
-    "Ti": {"width": 192, "depth": 12, "num_heads": 3},
-    "S": {"width": 384, "depth": 12, "num_heads": 6},
-    "B": {"width": 768, "depth": 12, "num_heads": 12},
-    "L": {"width": 1024, "depth": 24, "num_heads": 16},
-}
+from segmenter_jax.models.variants import VARIANTS
 
 DTYPES = ("float32", "bfloat16")
 

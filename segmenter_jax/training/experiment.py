@@ -5,13 +5,14 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import ml_collections
 import optax
 from jax.sharding import Mesh
 
 from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import TrainTransform
@@ -23,6 +24,9 @@ from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
 from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions
+
+# As a variant or a normalisation: that of the weights which a run starts from.
+SOURCE = "source"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +41,28 @@ class Experiment:
     settings: InferenceSettings
 
 
+def read_source(config: ml_collections.ConfigDict) -> SourceNetwork | None:
+    """The encoder of `config.init_from`; None where a run starts from nothing.
+
+    Raises:
+      ValueError: it cannot be read, or is needed and not given.
+    """
+    if config.init_from:
+        # Readers of foreign formats are needed here only.
+        from segmenter_jax.conversion.convert import source_network
+
+        return source_network(config.init_from, config.init_entry or None)
+    for field in ("model.variant", "augment.normalization"):
+        if operator.attrgetter(field)(config) == SOURCE:
+            raise ValueError(f'config.{field}="source" needs config.init_from')
+    return None
+
+
 def model_config(
-    config: ml_collections.ConfigDict, num_classes: int, in_channels: int
+    config: ml_collections.ConfigDict,
+    num_classes: int,
+    in_channels: int,
+    source: SourceNetwork | None = None,
 ) -> SegmenterConfig:
     """Network described by `config.model` and the training crop.
 
@@ -46,34 +70,55 @@ def model_config(
       config: see configs/common.py.
       num_classes: of the dataset.
       in_channels: of the dataset's images.
+      source: of the weights that the run starts from.
     """
     fields = dict(config.model)
     variant = fields.pop("variant")
     # A placeholder left alone keeps the variant's size.
     fields = {name: value for name, value in fields.items() if value is not None}
     crop = config.augment.crop_size
-    return SegmenterConfig.from_variant(
-        variant, num_classes=num_classes, image_size=(crop, crop), in_channels=in_channels, **fields
-    )
+    fields |= {"num_classes": num_classes, "image_size": (crop, crop), "in_channels": in_channels}
+    if variant == SOURCE:
+        return SegmenterConfig(**(source.fields | fields))
+    return SegmenterConfig.from_variant(variant, **fields)
 
 
-def describe(config: ml_collections.ConfigDict, spec: DatasetSpec) -> ModelDescription:
-    """What will travel with the weights of a run on a dataset."""
+def _images(config: ml_collections.ConfigDict, source: SourceNetwork | None) -> dict[str, Any]:
+    """`mean` and `std` by which images are normalised."""
     name = config.augment.normalization
+    if name == SOURCE and not source.images:
+        raise ValueError(
+            f"config.augment.normalization: {config.init_from} does not say how its images were "
+            f"normalised; choose from {tuple(sorted(NORMALIZATION))}"
+        )
+    if name == SOURCE:
+        return source.images
     if name not in NORMALIZATION:
-        choices = tuple(sorted(NORMALIZATION))
+        choices = (*sorted(NORMALIZATION), SOURCE)
         raise ValueError(f"config.augment.normalization={name!r} is unknown; choose from {choices}")
-    mean, std = NORMALIZATION[name]
+    return dict(zip(("mean", "std"), NORMALIZATION[name], strict=True))
+
+
+def describe(
+    config: ml_collections.ConfigDict, spec: DatasetSpec, source: SourceNetwork | None = None
+) -> ModelDescription:
+    """What will travel with the weights of a run on a dataset.
+
+    Args:
+      config: see configs/common.py.
+      spec: of the dataset.
+      source: see `read_source`.
+    """
+    images = _images(config, source)
     with _group("model"):
-        model = model_config(config, spec.num_classes, spec.channels)
+        model = model_config(config, spec.num_classes, spec.channels, source)
     # Its base size is that of training, which the transform checks.
     with _group("eval"):
         return ModelDescription(
             model=model,
             classes=spec.class_names,
             colors=spec.colors,
-            mean=mean,
-            std=std,
+            **images,
             ignore_label=spec.ignore_label,
             base_size=config.augment.base_size,
             aspect_bound=config.augment.aspect_bound,
@@ -167,7 +212,10 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def assemble(
-    config: ml_collections.ConfigDict, spec: DatasetSpec, mesh: Mesh
+    config: ml_collections.ConfigDict,
+    spec: DatasetSpec,
+    mesh: Mesh,
+    source: SourceNetwork | None = None,
 ) -> tuple[ModelDescription, TrainProgram, InferenceSettings]:
     """What a config computes on a dataset: description, training program, and inference settings.
 
@@ -175,13 +223,14 @@ def assemble(
       config: see configs/common.py.
       spec: of the dataset.
       mesh: of devices that are there, or only described.
+      source: see `read_source`.
 
     Raises:
       ValueError: a value of the config is wrong; the message names it.
     """
     with _group("optimizer"):
         optimization = make_optimization(config)
-    description = describe(config, spec)
+    description = describe(config, spec, source)
     with _group("loss"):
         options = make_options(config, description)
     with _group("eval"):
@@ -190,11 +239,12 @@ def assemble(
     return description, TrainProgram(model, *optimization, options, mesh, config.seed), settings
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(config: ml_collections.ConfigDict, source: SourceNetwork | None = None) -> Experiment:
     """Checks a config and builds everything it describes, before any device work.
 
     Args:
       config: see configs/common.py.
+      source: of an earlier start of the run; None reads `config.init_from`.
 
     Raises:
       ValueError: a value of the config or of the dataset is wrong; the message names it.
@@ -202,6 +252,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     with _group("mesh"):
         mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
     check(config, mesh)
+    source = source or read_source(config)
 
     d = config.dataset
     dataset = build_dataset(d.name, d.data_dir, d.source or None)
@@ -212,7 +263,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         dataset.source(split)
     with _group("augment"):
         transform = make_transform(config, dataset.spec)
-    return Experiment(config, dataset, transform, *assemble(config, dataset.spec, mesh))
+    return Experiment(config, dataset, transform, *assemble(config, dataset.spec, mesh, source))
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:

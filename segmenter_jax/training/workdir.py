@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.manager import Checkpoints
 from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, save_model
+from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_params
 from segmenter_jax.runtime import processes
@@ -27,6 +28,9 @@ CONFIG_FILE = "config.json"
 ORIGIN_FILE = "init_from.json"
 
 _TRIAL_FOLDER = ".trial"
+
+# In ORIGIN_FILE, for the next start of the run.
+_NETWORK = "network"
 
 # Fields of a config that a saved state belongs to: a run with another value cannot resume from it.
 FIXED_FIELDS = frozenset(
@@ -43,6 +47,7 @@ FIXED_FIELDS = frozenset(
         "model.attention_dropout_rate",
         "model.drop_path_rate",
         "model.layer_norm_eps",
+        "model.decoder_layer_norm_eps",
         "model.gelu",
         "model.decoder",
         "model.decoder_depth",
@@ -138,7 +143,7 @@ def initial_params(
             (workdir / ORIGIN_FILE).unlink(missing_ok=True)
         return init_params(description.model, config.seed)
     # Readers of foreign formats are needed here only.
-    from segmenter_jax.conversion.convert import load_init
+    from segmenter_jax.conversion.convert import load_init, source_network
 
     params, origin, report = load_init(
         config.init_from,
@@ -149,8 +154,21 @@ def initial_params(
     )
     logger.info("parameters from %s\n%s", config.init_from, report)
     if jax.process_index() == 0:
-        _write_json(workdir / ORIGIN_FILE, origin)
+        network = source_network(config.init_from, config.init_entry or None)
+        asked = {"init_from": config.init_from, _NETWORK: dataclasses.asdict(network)}
+        _write_json(workdir / ORIGIN_FILE, origin | asked)
     return params
+
+
+def remembered_source(
+    config: ml_collections.ConfigDict, workdir: epath.Path
+) -> SourceNetwork | None:
+    """The encoder of `config.init_from` as an earlier start found it, whose file may be gone."""
+    path = workdir / ORIGIN_FILE
+    origin = json.loads(path.read_text()) if path.exists() else {}
+    if origin.get("init_from") != config.init_from or not config.init_from:
+        return None
+    return SourceNetwork(**origin[_NETWORK])
 
 
 def with_origin(description: ModelDescription, workdir: epath.Path) -> ModelDescription:
@@ -161,7 +179,9 @@ def with_origin(description: ModelDescription, workdir: epath.Path) -> ModelDesc
     path = workdir / ORIGIN_FILE
     if not path.exists():
         return description
-    provenance = description.provenance | {"init_from": json.loads(path.read_text())}
+    origin = json.loads(path.read_text())
+    origin.pop(_NETWORK, None)
+    provenance = description.provenance | {"init_from": origin}
     return dataclasses.replace(description, provenance=provenance)
 
 

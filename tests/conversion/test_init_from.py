@@ -116,7 +116,9 @@ def test_init_from_says_when_classes_are_taken_by_their_order_or_not_at_all(gold
 @pytest.mark.parametrize("field, value", [("depth", 3), ("patch_size", 8), ("distilled", True)])
 def test_init_from_another_encoder_fails(golden_dir, field, value):
     config = golden_config("segm_mask", **{field: value})
-    with pytest.raises(ValueError, match=rf"encoder has {field}=.*, the model wants {field}={value}"):
+    with pytest.raises(
+        ValueError, match=rf"encoder has {field}=.*; the model wants {field}={value}"
+    ):
         conversion.load_init(golden_dir / GOOGLE, described(config), seed=4)
 
 

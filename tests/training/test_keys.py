@@ -20,7 +20,9 @@ from tests.tiny import tiny_network
 @pytest.mark.parametrize("parts", [1, 2])
 def test_seeds_steps_augmentation_and_parts_draw_with_keys_of_their_own(parts, monkeypatch):
     used = []
-    optimizer = optimizers.make_optimizer("sgd", momentum=0.9, weight_decay=0.0, clip_norm=None)
+    optimizer = optimizers.make_optimizer(
+        "sgd", momentum=0.9, nesterov=False, weight_decay=0.0, clip_norm=None
+    )
     program = TrainProgram(
         Segmenter(tiny_network()),
         optimizer,

@@ -64,7 +64,7 @@ def test_adamw_by_hand_clipped_decayed_and_slower_in_lower_layers():
     params = {"encoder": {"encoderblock_0": {"kernel": 2.0}}, "decoder": {"kernel": -3.0}}
     params = jax.tree.map(lambda value: jnp.array([value]), params)
     optimizer = optimizers.make_optimizer(
-        "adamw", momentum=0.0, weight_decay=0.1, clip_norm=1.0, layer_decay=0.5
+        "adamw", momentum=0.0, nesterov=False, weight_decay=0.1, clip_norm=1.0, layer_decay=0.5
     )
     state, values = optimizer.init(params), np.array([2.0, -3.0])
     mean, square = np.zeros(2), np.zeros(2)
@@ -86,7 +86,9 @@ def test_adamw_decays_every_matrix_of_a_network():
     # By name, whatever the shape.
     params = jax.tree.map(lambda _: jnp.ones(1), abstract_params(tiny_network()))
     zero = jax.tree.map(jnp.zeros_like, params)
-    optimizer = optimizers.make_optimizer("adamw", momentum=0.9, weight_decay=0.5, clip_norm=None)
+    optimizer = optimizers.make_optimizer(
+        "adamw", momentum=0.9, nesterov=False, weight_decay=0.5, clip_norm=None
+    )
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     decayed = {name for name, value in flatten_dict(updates, sep="/").items() if value.any()}
     kernels = {name for name in flatten_dict(params, sep="/") if name.endswith("/kernel")}
@@ -96,7 +98,7 @@ def test_adamw_decays_every_matrix_of_a_network():
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_sgd_decays_every_parameter_after_clipping_and_before_momentum(clip_norm):
     optimizer = optimizers.make_optimizer(
-        "sgd", momentum=0.5, weight_decay=0.1, clip_norm=clip_norm
+        "sgd", momentum=0.5, nesterov=False, weight_decay=0.1, clip_norm=clip_norm
     )
     params = {"kernel": jnp.array([10.0]), "bias": jnp.array([-20.0])}
     state = optimizer.init(params)

@@ -1,0 +1,37 @@
+"""Images of one's own with a pretrained backbone, on a CPU or one GPU.
+
+python -m segmenter_jax.main --config=folder_dinov2 --workdir=runs/mine \
+    --config.dataset.source=path/to/folder --config.init_from=path/to/dinov2-small
+
+`init_from` is a folder of the Hugging Face hub such as facebook/dinov2-small, or any other encoder
+that `convert` reads; its sizes and the normalisation of its images are taken from it.
+"""
+
+import ml_collections
+
+from segmenter_jax.configs import folder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A linear decoder on the frozen encoder of `init_from`, crops of 18 x 18 patches."""
+    config = folder.get_config()
+    config.total_steps = 400
+
+    config.model.variant = "source"
+    config.model.depth = None
+    config.model.decoder = "linear"
+
+    config.augment.crop_size = 252
+    config.augment.base_size = 252
+    config.augment.scale_range = (0.5, 2.0)
+    config.augment.normalization = "source"
+
+    config.optimizer.freeze_encoder = True
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 20
+    config.optimizer.weight_decay = 1e-4
+
+    config.eval.every_steps = 0
+    config.eval.window = 252
+    config.eval.stride = 168
+    return config
