@@ -1,10 +1,15 @@
-"""Google's ViT checkpoints: `vision_transformer` (two numberings of modules) and `big_vision`."""
+"""Google's ViT checkpoints: `vision_transformer` (two numberings of modules) and `big_vision`.
+
+Those of big_vision may be the image tower of a SigLIP, have no class token, and hold the arrays of
+all blocks stacked.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from typing import Any
 
-from segmenter_jax.conversion.arrays import ArrayFile
+from segmenter_jax.conversion.arrays import ArrayFile, LazyArray
 from segmenter_jax.conversion.mapping import SAME, WITHOUT_CLASS_TOKEN, Row, prefixed
 from segmenter_jax.conversion.opening import (
     Dropped,
@@ -56,8 +61,10 @@ _CLASS_TOKEN = Row("cls", "cls", SAME)
 _POSITION = "Transformer/posembed_input/pos_embedding"
 # big_vision adds position embeddings before the class token, where there is one.
 _SEPARATE_POSITION = "pos_embedding"
-# big_vision puts the parameters under this; what is beside them is optimizer state and the like.
-_PARAMS = "params/"
+# big_vision puts the parameters under one of these; what is beside them is another tower, optimizer
+# state and the like.
+_PREFIXES = ("params/img/", "img/", "params/")
+_STACKED = "Transformer/encoderblock/"
 
 _DROPPED = (
     (r"head/", "classification head"),
@@ -73,9 +80,12 @@ def _numbering(file: ArrayFile) -> dict[str, str]:
 
 def _position(file: ArrayFile) -> tuple[Row, int]:
     """Row of the position embeddings, and how many of them are of patches."""
+    class_token = "cls" in file.arrays
     if _POSITION in file.arrays:
-        return Row("pos_embedding", _POSITION, SAME), file.shape(_POSITION, 3)[1] - 1
+        return Row("pos_embedding", _POSITION, SAME), file.shape(_POSITION, 3)[1] - class_token
     tokens = file.shape(_SEPARATE_POSITION, 3)[1]
+    if not class_token:
+        return Row("pos_embedding", _SEPARATE_POSITION, SAME), tokens
     if is_square(tokens - 1) and not is_square(tokens):
         return Row("pos_embedding", _SEPARATE_POSITION, SAME), tokens - 1
     return Row("pos_embedding", _SEPARATE_POSITION, WITHOUT_CLASS_TOKEN), tokens
@@ -91,7 +101,8 @@ def _describe(file: ArrayFile, numbers: dict[str, str]) -> dict[str, Any]:
         blocks=r"Transformer/encoderblock_(\d+)/",
     )
     heads = file.shape(f"{block}{numbers['attention']}/query/kernel", 3)[1]
-    return fields | {"num_heads": heads, "layer_norm_eps": 1e-6, "gelu": "tanh"}
+    numerics = {"layer_norm_eps": 1e-6, "gelu": "tanh"}
+    return fields | numerics | {"num_heads": heads, "class_token": "cls" in file.arrays}
 
 
 def _table(depth: int, file: ArrayFile, numbers: dict[str, str]) -> list[Row]:
@@ -105,7 +116,7 @@ def _table(depth: int, file: ArrayFile, numbers: dict[str, str]) -> list[Row]:
 
 def detect(names: Collection[str]) -> bool:
     """See `opening.Format`."""
-    return any(name.removeprefix(_PARAMS).startswith("Transformer/") for name in names)
+    return any(name.startswith(f"{p}Transformer/") for p in ("", *_PREFIXES) for name in names)
 
 
 def open(file: ArrayFile, hints: Hints) -> Opened:
@@ -119,9 +130,28 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
 
 
 def _unwrap(file: ArrayFile) -> tuple[ArrayFile, list[Dropped]]:
-    inside = {k.removeprefix(_PARAMS): v for k, v in file.arrays.items() if k.startswith(_PARAMS)}
-    if not inside:
-        return file, []
-    why = f"outside of {_PARAMS!r}: no parameter"
-    outside = [(k, v.shape, why) for k, v in file.arrays.items() if not k.startswith(_PARAMS)]
-    return dataclasses.replace(file, arrays=inside), outside
+    """The encoder's arrays, block by block, and those that stand outside of them."""
+    whole = file.arrays
+    starts = (p for p in _PREFIXES if any(n.startswith(f"{p}Transformer/") for n in whole))
+    prefix = next(starts, "")
+    inside = {n.removeprefix(prefix): v for n, v in whole.items() if n.startswith(prefix)}
+    why = f"outside of {prefix!r}: no parameter of the encoder"
+    outside = [(n, v.shape, why) for n, v in whole.items() if not n.startswith(prefix)]
+    arrays = {}
+    for name, array in inside.items():
+        layers = _layers(name, array) if name.startswith(_STACKED) else {name: array}
+        arrays |= layers
+    return dataclasses.replace(file, arrays=arrays), outside
+
+
+def _layers(name: str, array: LazyArray) -> dict[str, LazyArray]:
+    """Arrays of single blocks, of one that holds them stacked on its first axis."""
+    load = functools.cache(array.load)
+    rest = name.removeprefix(_STACKED)
+    depth, *shape = array.shape or (0,)
+    return {
+        f"Transformer/encoderblock_{i}/{rest}": LazyArray(
+            tuple(shape), array.dtype, lambda i=i: load()[i]
+        )
+        for i in range(depth)
+    }

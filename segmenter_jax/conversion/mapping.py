@@ -123,19 +123,6 @@ def packed(ours: tuple[str, ...], theirs: str) -> list[Row]:
     return rows
 
 
-def of_layer(row: Row, layer: int, depth: int) -> Row:
-    """The row of one layer, of a row of all layers stacked on their first axis."""
-    layout = row.layout
-
-    def write(ours: np.ndarray) -> np.ndarray:
-        return layout.write(ours)[None]
-
-    def read(theirs: np.ndarray, shape: Shape) -> np.ndarray:
-        return layout.read(theirs[0], shape)
-
-    return row._replace(layout=Layout(read, write, layer, depth))
-
-
 def prefixed(rows: Iterable[Row], ours: str, theirs: str) -> list[Row]:
     """Rows with a prefix before each side's name."""
     return [Row(ours + row.ours, theirs + row.theirs, row.layout) for row in rows]

@@ -55,6 +55,12 @@ _OWN_FIELDS = ("classes", "colors", "mean", "std", "ignore_label", "base_size", 
 
 _NORMALIZATIONS = ("vit", "deit")
 
+# Fields that have one value in the reference: the default.
+_NOT_THERE = (
+    *("class_token", "num_registers", "position", "position_size", "position_resize"),
+    *("mlp", "layer_scale", "decoder_layer_norm_eps"),
+)
+
 _BACKBONES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
 
 
@@ -129,6 +135,10 @@ def make_variant(description: ModelDescription) -> tuple[str, list[str]]:
       ValueError: the reference has no such network.
     """
     config = description.model
+    plain = SegmenterConfig(1, (16, 16), config.width, config.depth, config.num_heads)
+    for field in _NOT_THERE:
+        if (value := getattr(config, field)) != getattr(plain, field):
+            raise ValueError(f"the reference has no {field}={value!r}")
     if config.mlp_dim not in (None, 4 * config.width):
         raise ValueError(f"the reference has no mlp_dim={config.mlp_dim} at width {config.width}")
     normalization = _normalization_name(description)
@@ -181,7 +191,8 @@ def _backbone(config: SegmenterConfig) -> str:
 
 
 def _normalization_name(description: ModelDescription) -> str | None:
-    for name, (mean, std) in NORMALIZATION.items():
+    for name in _NORMALIZATIONS:
+        mean, std = NORMALIZATION[name]
         same = dataclasses.replace(description, mean=mean, std=std)
         if (same.mean, same.std) == (description.mean, description.std):
             return name

@@ -211,6 +211,14 @@ def test_damaged_folders_are_told_in_one_line(tmp_path, name, removed, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_references_layout_has_no_such_networks(tmp_path):
+    from segmenter_jax.conversion import reference
+
+    description, params, _ = opened_model(FOLDER / "dinov2")
+    with pytest.raises(ValueError, match=r"the reference has no position_size=\(16, 16\)"):
+        reference.save(tmp_path / "out", description, params, "safetensors")
+
+
 def test_a_saved_model_is_the_same_network(tmp_path):
     from segmenter_jax.checkpoints.model_dir import load_model, save_model
 

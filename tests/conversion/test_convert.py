@@ -110,15 +110,46 @@ def test_big_vision_separate_position_embedding(google, tmp_path, with_class_tok
     if not with_class_token:
         expected[:, 0] = 0
     np.testing.assert_array_equal(params["encoder"]["pos_embedding"], expected)
-    assert ("opt/count", (), "outside of 'params/': no parameter") in report.dropped
+    assert ("opt/count", (), "outside of 'params/': no parameter of the encoder") in report.dropped
 
 
-def test_without_class_token_it_is_initialised_and_reported(google, tmp_path):
+def test_a_lost_class_token_is_an_error(google, tmp_path):
     np.savez(tmp_path / "gap.npz", **{k: v for k, v in google.items() if k != "cls"})
-    _, _, report = conversion.convert(
-        tmp_path / "gap.npz", conversion.ConvertOptions(num_classes=5, decoder="linear")
+    with pytest.raises(ValueError, match="17 position embeddings make no square grid"):
+        read_model(tmp_path / "gap.npz", num_classes=5, decoder="linear")
+
+
+@pytest.mark.parametrize("prefix", ["params/img/", "img/", ""])
+def test_image_towers_of_big_vision_have_no_class_token(google, tmp_path, prefix):
+    numbers = {
+        "LayerNorm_2": "LayerNorm_1",
+        "MultiHeadDotProductAttention_1": "MultiHeadDotProductAttention_0",
+        "MlpBlock_3": "MlpBlock_0",
+    }
+    plain, stacked = {}, {}
+    for name, array in google.items():
+        for old, new in numbers.items():
+            name = name.replace(old, new)
+        if name == "Transformer/posembed_input/pos_embedding":
+            plain["pos_embedding"] = array[:, 1:]
+        elif name != "cls" and not name.startswith("head/"):
+            plain[name] = array
+    for name in [n for n in plain if "encoderblock_0" in n]:
+        parts = [plain[name.replace("block_0", f"block_{i}")] for i in range(2)]
+        stacked[name.replace("block_0", "block")] = np.stack(parts)
+    stacked |= {n: a for n, a in plain.items() if "encoderblock" not in n}
+    beside = (
+        {"params/txt/embedding": np.zeros(2), "params/t": np.zeros(1)} if "params" in prefix else {}
     )
-    assert ("encoder/cls", (1, 1, 64), "not in the source") in report.initialised
+    models = []
+    for kind, arrays in (("plain", plain), ("stacked", stacked)):
+        path = tmp_path / f"{kind}.npz"
+        np.savez(path, **{f"{prefix}{n}": a for n, a in arrays.items()}, **beside)
+        description, params = read_model(path, num_classes=5, decoder="linear")
+        assert not description.model.class_token
+        models.append(params)
+    assert_same(*models)
+    np.testing.assert_array_equal(models[0]["encoder"]["pos_embedding"], plain["pos_embedding"])
 
 
 def test_deit_tokens_match(golden_dir):
