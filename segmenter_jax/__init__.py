@@ -8,12 +8,13 @@ __version__ = "0.1.0"
 # Imported on first use: importing the package costs nothing.
 _PLACES = {
     "load": "segmenter_jax.inference.predictor",
+    "train": "segmenter_jax.training.start",
     "Predictor": "segmenter_jax.inference.predictor",
     "Segmenter": "segmenter_jax.models",
     "SegmenterConfig": "segmenter_jax.models",
 }
 
-__all__ = ["Predictor", "Segmenter", "SegmenterConfig", "__version__", "load"]
+__all__ = ["Predictor", "Segmenter", "SegmenterConfig", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -77,6 +77,9 @@ def model_config(
     # A placeholder left alone keeps the variant's size.
     fields = {name: value for name, value in fields.items() if value is not None}
     crop = config.augment.crop_size
+    if config.optimizer.freeze_encoder:
+        # What is not trained is not disturbed either.
+        fields |= dict.fromkeys(("dropout_rate", "attention_dropout_rate", "drop_path_rate"), 0.0)
     fields |= {"num_classes": num_classes, "image_size": (crop, crop), "in_channels": in_channels}
     if variant == SOURCE:
         return SegmenterConfig(**(source.fields | fields))

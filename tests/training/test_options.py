@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import pathlib
 import shutil
 
 import jax
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
+import segmenter_jax
 from segmenter_jax import load
 from segmenter_jax.checkpoints.model_dir import load_description, load_model
+from segmenter_jax.conversion import convert
+from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training.loop import train_and_evaluate
@@ -136,3 +140,42 @@ def test_run_stops_after_too_many_skipped_updates(source, tmp_path):
         train_and_evaluate(config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert rows[0]["train/skipped"] > 0
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    golden = pathlib.Path(__file__).resolve().parents[1] / "golden" / "backbones"
+    return shutil.copytree(golden / "dinov2_registers", tmp_path / "backbone")
+
+
+def test_a_pretrained_encoder_is_trained_as_its_source_has_it(backbone, source, tmp_path):
+    settings = LIGHT | {
+        "model__variant": "source",
+        **dict.fromkeys(("model__width", "model__depth", "model__num_heads")),
+        "augment__normalization": "source",
+        "optimizer__freeze_encoder": True,
+        "init_from": str(backbone),
+    }
+    config = tiny_config(source, **settings)
+    model = segmenter_jax.train(config, tmp_path / "run")
+    assert model.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+    description, params = read_model(tmp_path / "run")
+    network = description.model
+    assert (network.num_registers, network.mlp, network.position_size) == (4, "swiglu", (16, 16))
+    assert description.mean == NORMALIZATION["imagenet"][0] and network.drop_path_rate == 0
+    _, expected, _ = convert.convert(
+        backbone, convert.ConvertOptions(num_classes=2, decoder="linear")
+    )
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], expected["encoder"])
+    # The run remembers what it started from.
+    shutil.rmtree(backbone)
+    segmenter_jax.train(config, tmp_path / "run", total_steps=8)
+
+
+def test_a_source_that_is_needed_is_asked_for_before_anything_is_built(tmp_path):
+    with pytest.raises(ValueError, match=r'config.model.variant="source" needs config.init_from'):
+        segmenter_jax.train("folder_dinov2", tmp_path / "run", dataset__source=str(tmp_path))
+    with pytest.raises(ValueError, match="nonesuch: does not exist"):
+        segmenter_jax.train("folder_dinov2", tmp_path / "run", init_from="nonesuch")
+    with pytest.raises(ValueError, match="overrides of the config"):
+        segmenter_jax.train("folder_dinov2", tmp_path / "run", batch=3)
