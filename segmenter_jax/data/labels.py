@@ -198,10 +198,11 @@ def read_ids(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         # Pillow stretches grey of few bits to 0..255.
         return raw // np.uint8(255 // (2**depth - 1)), None
     if image.format in ("PPM", "TIFF"):
-        # As it does a PGM's, and takes negative bytes for large ones. OpenCV needs an end of line
-        # after the last number of a PGM in letters.
-        raw = cv2.imdecode(np.append(encoded, np.uint8(10)), cv2.IMREAD_UNCHANGED)
-        if raw is None or raw.shape != (image.height, image.width):
+        # As it does a PGM's, which OpenCV does where they are written out as text; and takes
+        # negative bytes for large ones.
+        raw = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+        is_text = data.startswith(b"P2")
+        if raw is None or is_text or raw.shape != (image.height, image.width):
             raise DataError(f"{name}: {image.format} labels of this kind are not supported")
     return raw, None
 

@@ -79,7 +79,7 @@ def explain_values(raw: np.ndarray, spec: DatasetSpec, has_palette: bool) -> str
       Text to append to the message; empty if nothing fits.
     """
     if raw.dtype.kind == "f" or raw.min() < 0:
-        return ""
+        return "; a value that stands for no data belongs to ignore_ids in classes.json"
     if raw.max() > 255:
         return (
             "; values above 255 are instance ids (as in Cityscapes' instanceIds files), "

@@ -92,6 +92,9 @@ class LabelForms:
         if not self._has_wide_values:
             # Of others it is told later what they look like.
             table = {value: value for value in range(256)}
+        if raw.dtype.kind == "f":
+            # What classes.json says in decimal digits, rounded as the label's numbers are.
+            table = {float(raw.dtype.type(value)): stored for value, stored in table.items()}
         without = np.isnan(values)
         stored = np.array([table.get(value, _NO_VALUE) for value in values.tolist()], np.int16)
         if without.any() and description.ignored is not None:

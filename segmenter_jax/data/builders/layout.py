@@ -65,7 +65,7 @@ class Layout:
                 found |= patterns.keys()
             elif _SPLIT in patterns and not isinstance(self.images, Mapping):
                 escaped = re.escape(patterns.partition(f"/{STEM}")[0])
-                name = escaped.replace(re.escape(_SPLIT), "(?P<split>[^/]+)", 1)
+                name = escaped.replace(re.escape(_SPLIT), "(?P<split>[^/.][^/]*)", 1)
                 folder = re.compile(name.replace(re.escape(_SPLIT), "(?P=split)"))
                 found |= {match["split"] for path in folders if (match := folder.fullmatch(path))}
         return sorted(found)

@@ -34,7 +34,8 @@ class FoundPairs:
       pairs: records by split, sorted by their names.
       problems: one message for every folder that is missing, split that is empty and file that is
         unpaired.
-      left_out: what does not count in the folders of the layout, and why, as text.
+      left_out: what does not count in the folders of the layout, and images anywhere that belong to
+        no split, as text.
     """
 
     pairs: dict[str, list[Pair]]
@@ -148,7 +149,9 @@ class _SplitFiles:
 
     def _empty(self) -> str:
         folders = [pattern.folder for pattern in (self._image, self._label) if pattern]
-        there = _left_out(self._files, folders, ())
+        prefixes = tuple(f"{folder}/" for folder in folders)
+        others = [path for path in self._files.paths if not path.startswith(prefixes)]
+        there = _left_out(self._files, folders, others)
         expected = self._image.path(STEM, f" with one of {_SUFFIXES}")
         return f"{folders[0] or self._split}: the split is empty; expected {expected}" + (
             f"; left out: {there}" if there else ""
@@ -193,16 +196,12 @@ def _set_val_aside(pairs: dict[str, list[Pair]], share: float, problems: list[st
 
 
 def _left_out(files: SourceFiles, folders: Collection[str], taken: Collection[str]) -> str:
-    """What lies in some folders and is not taken, and why, as text."""
+    """What does not count of what lies in some folders, and why, as text."""
     found = Found(dict.fromkeys(files.paths), set(), {k: [*v] for k, v in files.left_out.items()})
-    found.keep((*IMAGE_SUFFIXES, "classes.json"))
-    found.left_out["in no split"] = [
-        path for path in found.files if path not in taken and path != "classes.json"
-    ]
+    found.keep(IMAGE_SUFFIXES)
     prefixes = tuple(f"{folder}/" if folder else "" for folder in folders)
-    return describe_left_out(
-        {
-            reason: [path for path in paths if path.startswith(prefixes)]
-            for reason, paths in found.left_out.items()
-        }
-    )
+    left_out = {
+        reason: [path for path in paths if path.startswith(prefixes) and path != "classes.json"]
+        for reason, paths in found.left_out.items()
+    }
+    return describe_left_out(left_out | {"in no split": [p for p in found.files if p not in taken]})
