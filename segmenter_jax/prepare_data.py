@@ -46,7 +46,8 @@ _ORIGINS = {
     "rgbt_glass": "ask the dataset's authors; give the folder with train/ and test/ as --source",
     "camvid": "give the folder or zip with images/{train,val} and annotations/{train,val} as "
     "--source",
-    "folder": "your own images: images/SPLIT, annotations/SPLIT (PNG) and classes.json",
+    "folder": "your own images: classes.json, and images/SPLIT and annotations/SPLIT or the "
+    "folders that it names",
 }
 _PICTURES_PER_SPLIT = 12
 _SIDE = 240

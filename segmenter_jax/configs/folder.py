@@ -1,4 +1,4 @@
-"""Your own images: images/{train,val}, annotations/{train,val} and classes.json in one folder.
+"""Your own images: a folder with classes.json, images/{train,val} and annotations/{train,val}.
 
 python -m segmenter_jax.main --config=folder --workdir=runs/mine \
     --config.dataset.source=path/to/folder

@@ -1,6 +1,5 @@
 """Any source of weights as a Segmenter: its description, its parameters, what happened to each."""
 
-import colorsys
 import dataclasses
 import os
 from typing import Any
@@ -12,6 +11,7 @@ from segmenter_jax.conversion.class_names import agree, placeholder_names
 from segmenter_jax.conversion.download import sha256_of
 from segmenter_jax.conversion.opening import Hints, Opened, SourceNetwork, normalized_as
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
+from segmenter_jax.data.specs import spread_colors
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import Params
@@ -216,12 +216,3 @@ def _provenance(opened: Opened, given: dict[str, Any], report: Report) -> dict[s
         "options": {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()},
         "report": report.lines(with_mapped=False),
     }
-
-
-def spread_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Distinct colours for classes that have none; hues advance by the golden ratio."""
-    colors = []
-    for i in range(count):
-        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.25 * (i // 8 % 2), 0.9 - 0.2 * (i % 3))
-        colors.append(tuple(round(255 * value) for value in rgb))
-    return tuple(colors)

@@ -176,7 +176,7 @@ def build_dataset(
       name: a benchmark or a generated dataset, or any other name for a folder of one's own.
       data_dir: where built datasets live.
       source: a folder or zip archive: the official files of a benchmark; otherwise
-        `images/SPLIT`, `annotations/SPLIT` and `classes.json`.
+        `classes.json` and what it describes.
       overwrite: build again what is there already.
       allow_partial: accept a benchmark whose numbers of records are not the published ones.
       wait: for the end of another process that builds it, instead of an error.

@@ -33,6 +33,11 @@ IMAGE_SUFFIXES = (
     *(suffix for name in FORMATS for suffix in _SUFFIXES[name][1:]),
 )
 
+# Formats that keep what they are given, but for TIFF files with JPEG inside; of PPM, PGM is meant.
+LABEL_FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF")
+LABEL_FORMS = "PNG, TIFF, BMP, PGM or GIF"
+LABEL_SUFFIXES = tuple(suffix for name in LABEL_FORMATS for suffix in _SUFFIXES[name])
+
 # Pillow refuses more than twice its own warning level, so that is the most a limit can allow.
 MAX_PIXELS = 2 * 89_478_485
 
@@ -153,6 +158,12 @@ def bit_depth(image: Image.Image, data: bytes) -> int:
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, (1,)))
     return 8
+
+
+def num_frames(image: Image.Image, name: str) -> int:
+    """How many pictures a file holds; raises `DataError` if that cannot be told."""
+    with _named_damage(image, name):
+        return getattr(image, "n_frames", 1)
 
 
 def orientation_of(image: Image.Image, data: bytes) -> int:

@@ -1,5 +1,6 @@
 """What a dataset's labels mean: class names, colours and the map from stored to trained ids."""
 
+import colorsys
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -154,6 +155,15 @@ class DatasetSpec:
             label_map=None if label_map is None else tuple(tuple(pair) for pair in label_map),
             channels=fields["channels"],
         )
+
+
+def spread_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Distinct colours for classes that have none; hues advance by the golden ratio."""
+    colors = []
+    for i in range(count):
+        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.25 * (i // 8 % 2), 0.9 - 0.2 * (i % 3))
+        colors.append(tuple(round(255 * value) for value in rgb))
+    return tuple(colors)
 
 
 def _ranges(values: np.ndarray) -> str:

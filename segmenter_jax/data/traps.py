@@ -78,6 +78,8 @@ def explain_values(raw: np.ndarray, spec: DatasetSpec, has_palette: bool) -> str
     Returns:
       Text to append to the message; empty if nothing fits.
     """
+    if raw.dtype.kind == "f" or raw.min() < 0:
+        return "; a value that stands for no data belongs to ignore_ids in classes.json"
     if raw.max() > 255:
         return (
             "; values above 255 are instance ids (as in Cityscapes' instanceIds files), "

@@ -42,6 +42,7 @@ class Mine:
     random: random.Random
     name: str = "mine"
     source: Path | None = None
+    has_colors: bool = True
 
     def image(self, suffix: str = "*", split: str = "*") -> Path:
         """Some image."""
@@ -162,7 +163,10 @@ def try_fault(fault: Callable[[Mine], None], seed: int, folder: Path) -> Verdict
                 assert np.array_equal(ids, seen)
             built.setdefault(split, {})[record["name"]] = pixels, ids
     classes = tuple(zip(dataset.spec.class_names, map(list, dataset.spec.colors), strict=True))
-    is_as_meant = _contents(meant) == _contents(built) and classes == CLASSES
+    names = dataset.spec.class_names == tuple(name for name, _ in CLASSES)
+    is_as_meant = _contents(meant) == _contents(built) and (
+        names if not mine.has_colors else classes == CLASSES
+    )
     return Verdict(fault.__name__, problems, warnings, None, is_as_meant)
 
 
@@ -459,6 +463,50 @@ def label_with_a_renumbered_palette(mine: Mine) -> None:
 
 
 @fault
+def label_in_another_form(mine: Mine) -> None:
+    form, suffix = mine.random.choice(
+        [("TIFF", "tif"), ("BMP", "bmp"), ("GIF", "gif"), ("PPM", "pgm"), ("WEBP", "webp")]
+    )
+    path = mine.label()
+    ids = np.asarray(Image.open(path))
+    lossy = {"compression": "jpeg"} if form == "TIFF" and mine.random.random() < 0.5 else {}
+    path.unlink()
+    path.with_suffix(f".{suffix}").write_bytes(encode(ids, form, **lossy))
+
+
+@fault
+def label_of_other_numbers(mine: Mine) -> None:
+    path = mine.label()
+    ids = np.asarray(Image.open(path)).astype(np.float32)
+    missing, factor = mine.random.choice(
+        [(255, 1), (255, 0.5), (np.nan, 1), (-9999, 1), (65535, 1), (1e20, 1), (-1e-9, 1)]
+    )
+    if mine.random.random() < 0.5:
+        mine.edit(lambda fields: fields.update(ignore_ids=[255, -9999, 65535, 1e20]))
+    path.unlink()
+    values = np.where(ids == 255, missing, ids * factor).astype(np.float32)
+    path.with_suffix(".tif").write_bytes(encode(values, "TIFF"))
+
+
+@fault
+def truncated_label_of_another_form(mine: Mine) -> None:
+    form, suffix = mine.random.choice(
+        [("TIFF", "tif"), ("BMP", "bmp"), ("GIF", "gif"), ("PPM", "pgm")]
+    )
+    path = mine.label()
+    data = encode(np.asarray(Image.open(path)), form)
+    path.unlink()
+    path = path.with_suffix(f".{suffix}")
+    path.write_bytes(data[: int(len(data) * mine.random.uniform(0.05, 0.95))])
+
+
+@fault
+def two_labels_of_one_name(mine: Mine) -> None:
+    path = mine.label()
+    Image.open(path).save(path.with_suffix(mine.random.choice([".tif", ".bmp", ".jpg"])))
+
+
+@fault
 def label_that_is_ignored(mine: Mine) -> None:
     _change_label(mine, lambda ids: np.full_like(ids, 255))
 
@@ -556,7 +604,56 @@ def field_that_is_wrong(mine: Mine) -> None:
 @fault
 def field_that_is_missing(mine: Mine) -> None:
     key = mine.random.choice(["id", "name", "color", "classes"])
+    mine.has_colors = key != "color"
     mine.edit(lambda fields: (fields if key == "classes" else fields["classes"][1]).pop(key))
+
+
+@fault
+def classes_written_otherwise(mine: Mine) -> None:
+    names = [name for name, _ in CLASSES]
+    classes = mine.random.choice(
+        [names, dict(zip("014", names, strict=True)), dict(zip(names, "014", strict=True))]
+    )
+    mine.has_colors = False
+    classes = mine.random.choice([classes, {"classes": classes}])
+    (mine.root / "classes.json").write_text(json.dumps(classes))
+
+
+@fault
+def several_values_of_a_class(mine: Mine) -> None:
+    more = mine.random.choice([9, 255, 1, 1000, -1])
+    mine.edit(lambda fields: fields["classes"][2].update(id=[4, more]))
+    if more > 0:
+        _change_label(mine, lambda ids: np.where(ids == 4, more, ids).astype(np.uint16))
+
+
+@fault
+def labels_elsewhere(mine: Mine) -> None:
+    (mine.root / "annotations").rename(mine.root / "masks")
+    for path in (mine.root / "masks").rglob("*.png"):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    pattern = mine.random.choice(
+        [
+            *("masks/{split}/{stem}_mask.png", "masks/{split}/{stem}_mask", "masks/{split}"),
+            *("masks", "annotations/{split}", "masks/{split}/{stem}_Mask.png", "masks/*_mask.png"),
+        ]
+    )
+    mine.edit(lambda fields: fields.update(labels=pattern))
+
+
+@fault
+def split_of_another_name(mine: Mine) -> None:
+    (mine.root / "images/val").rename(mine.root / "images/valid")
+    images = {"train": "images/train", "val": mine.random.choice(["images/valid", "images/val"])}
+    mine.edit(lambda fields: fields.update(images=images))
+
+
+@fault
+def share_for_validation(mine: Mine) -> None:
+    share = mine.random.choice([0, 0.2, 1, "20 %", True])
+    if mine.random.random() < 0.5:
+        mine.edit(lambda fields: fields.update(images="images/train", labels="annotations/train"))
+    mine.edit(lambda fields: fields.update(val_share=share))
 
 
 @fault

@@ -275,7 +275,7 @@ def edit_classes(root, edit):
 
 
 def break_class_key(root):
-    edit_classes(root, lambda fields: fields["classes"][0].pop("color"))
+    edit_classes(root, lambda fields: fields["classes"][0].pop("name"))
 
 
 def break_class_id(root):
@@ -314,17 +314,26 @@ def break_ignored_class(root):
             r"^annotations/train/a\.png: the label is an RGB image, and 192 of its colours \(192 "
             r"pixels\) stand for no single class: \(0, 90, 237\), .* Add them to classes\.json, ",
         ),
-        (break_empty_split, r"^images/test: the split is empty; expected \.jpg, "),
+        (
+            break_empty_split,
+            r"^images/test: the split is empty; expected images/test/{stem} with one of \.jpg, ",
+        ),
         (break_unlabelled, r"/annotations: no split has labels$"),
         (break_duplicate, r"^images/train/a\.jpg: a\.bmp has the same stem$"),
-        (break_split_name, "^images/val-1: a split's name must be letters, digits and underscores"),
-        (break_no_images, r"/images: missing folder; expected images/SPLIT/\.\.\.$"),
+        (
+            break_split_name,
+            "^split 'val-1': a split's name must be letters, digits and underscores",
+        ),
+        (
+            break_no_images,
+            r"/images: missing folder; expected images/{split}/{stem}; there are: annotations/",
+        ),
         (break_no_splits, r"/images: no split; expected subfolders such as train and val$"),
         (break_no_classes, r"/classes\.json: missing; it lists the classes of the dataset$"),
         (break_json, r"/classes\.json: not valid JSON \("),
-        (break_class_key, r"/classes\.json: expected .* could not read it \(KeyError\('color'\)\)"),
-        (break_class_id, "label value 1 in label_map is not in 0..255 or is there twice"),
-        (break_ignored_class, "label value 4 in label_map is not in 0..255 or is there twice"),
+        (break_class_key, r"/classes\.json: expected .* could not read it \(KeyError\('name'\)\)"),
+        (break_class_id, "label value 1 is there twice: sky and road$"),
+        (break_ignored_class, "label value 4 is there twice: car and ignore_ids$"),
     ],
 )
 def test_bad_folder_is_refused_and_leaves_nothing(damage, message, folder, tmp_path):

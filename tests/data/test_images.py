@@ -273,7 +273,7 @@ def test_illegal_16_bit_label_value(three_classes):
     [
         (encode(noise(4, 4)), "x: the label is an RGB image, but a single channel of class ids"),
         (encode(noise(4, 4), mode="LA"), "x: the label is an LA image"),
-        (encode(noise(4, 4)[..., 0], "JPEG"), "x: the label is a JPEG file, but a PNG image"),
+        (encode(noise(4, 4)[..., 0], "JPEG"), "x: the label is a JPEG file, but a PNG, TIFF"),
         (encode(noise(40, 40)[..., 0])[:300], "x: truncated or corrupt PNG image"),
         (b"", r"x: not a readable image \(0 bytes\)"),
     ],
