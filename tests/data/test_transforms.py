@@ -1,3 +1,5 @@
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -175,6 +177,15 @@ def test_crops_with_one_dominant_class_are_redrawn(three_classes):
     # 15 of 169 positions are acceptable: 9 % in one draw, 1 - (1 - 0.09)^11 = 64 % in eleven.
     assert share_with_two_classes(1.0) == pytest.approx(15 / 169, abs=0.06)
     assert share_with_two_classes(0.75) == pytest.approx(1 - (1 - 15 / 169) ** 11, abs=0.1)
+
+
+def test_crops_lie_everywhere_and_reach_every_edge():
+    transform = TrainTransform(grid_spec(), 8, 10, 4.0, (1.0, 1.0), 1.0, flip_prob=0.0)
+    record = coordinate_record(10, 11)
+    crops = (transform(record, np.random.default_rng(seed))["image"] for seed in range(200))
+    # Channels hold twice the row and the column.
+    corners = {tuple(crop[0, 0, :2] // 2) for crop in crops}
+    assert corners == set(itertools.product(range(10 - 8 + 1), range(11 - 8 + 1)))
 
 
 def test_the_eleventh_crop_is_taken_whatever_it_shows(three_classes):

@@ -111,6 +111,11 @@ def test_draws_have_the_stated_ranges_and_odds():
     assert (draw.hue.min(), draw.hue.max()) == (-18, 17)
     columns = np.stack([*active.values(), draw.hue != 0]).astype(float)
     assert np.abs(np.corrcoef(columns) - np.eye(5)).max() < 0.03
+    values = np.stack([draw.brightness, draw.contrast, draw.saturation, draw.hue])
+    every = columns[[0, 1, 2, 4]].all(axis=0)
+    # Five standard deviations of the correlation of independent draws.
+    bound = 5 / every.sum() ** 0.5
+    assert np.abs(np.corrcoef(values[:, every]) - np.eye(4)).max() < bound
 
 
 def test_samples_draw_independently_and_extra_channels_pass():

@@ -77,9 +77,11 @@ def test_value_is_the_definition(implementation, weighted, patch_size, size):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
+# Without and with pixels beyond the centres of the last patches, on either axis.
+@pytest.mark.parametrize("size", [(5, 8), (8, 5)])
 @pytest.mark.parametrize("implementation", ["plain", "fused"])
-def test_gradient_is_the_finite_difference_of_the_definition(implementation):
-    logits, label = make_case(1, 1, (5, 7), 4, 3)
+def test_gradient_is_the_finite_difference_of_the_definition(implementation, size):
+    logits, label = make_case(1, 1, size, 4, 3)
     _, _, gradient = value_and_grad(logits, label, patch_size=4, implementation=implementation)
     step = 1e-5
     for index in np.ndindex(logits.shape):
