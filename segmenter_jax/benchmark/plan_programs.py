@@ -100,7 +100,8 @@ def programs(
     """Programs of a config on a topology; nothing is compiled yet.
 
     Args:
-      config: see configs/common.py; neither its dataset nor its weights need to be there.
+      config: see configs/common.py; its dataset need not be there, nor its weights, but where the
+        network is that of its weights.
       topology: the devices.
       num_classes: of a dataset that is not known here.
 
@@ -109,7 +110,8 @@ def programs(
     """
     mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices, topology.devices)
     experiment.check(config, mesh)
-    parts = experiment.assemble(config, dataset_spec(config, num_classes), mesh)
+    source = experiment.read_source(config) if experiment.needs_source(config) else None
+    parts = experiment.assemble(config, dataset_spec(config, num_classes), mesh, source)
     return Programs(config, topology, *parts)
 
 

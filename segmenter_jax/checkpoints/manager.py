@@ -14,6 +14,9 @@ from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line, root
 from segmenter_jax.runtime.files import absolute
 
+# Below a workdir.
+CHECKPOINTS_FOLDER = "checkpoints"
+
 _STATE, _DATA = "state", "data"
 
 # What one process made of a checkpoint; of several processes the largest counts.
@@ -59,7 +62,7 @@ class Checkpoints:
         """
         if keep < 1:
             raise ValueError(f"{keep=} must be at least 1")
-        self._path = absolute(workdir) / "checkpoints"
+        self._path = absolute(workdir) / CHECKPOINTS_FOLDER
         self._manager = ocp.CheckpointManager(
             self._path,
             options=ocp.CheckpointManagerOptions(

@@ -35,9 +35,9 @@ _PATCH_KERNEL = "encoder/embedding/kernel"
 # What makes an encoder another one, and what it only computes in another way.
 ENCODER_FIELDS = (
     *("width", "depth", "num_heads", "patch_size", "mlp", "mlp_dim", "layer_scale"),
-    *("class_token", "distilled", "num_registers", "position", "rope_base", "rope_periods"),
+    *("class_token", "distilled", "num_registers", "position", "rope_base"),
 )
-ENCODER_NUMERICS = ("layer_norm_eps", "gelu", "position_resize")
+ENCODER_NUMERICS = ("layer_norm_eps", "gelu", "position_resize", "rope_periods")
 
 
 @dataclasses.dataclass

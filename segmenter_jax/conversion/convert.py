@@ -30,7 +30,7 @@ class ConvertOptions:
       in_channels: image channels.
       num_heads: heads of the encoder, where the source does not tell.
       layer_norm_eps, gelu: how the model computes.
-      normalization: "vit" or "deit"; needed where the source does not tell.
+      normalization: a name of `models.normalization`; needed where the source does not tell.
       position_method: how position embeddings are resized.
       window, stride, base_size: see `ModelDescription`, in pixels.
       seed: of newly initialised parameters.
@@ -80,16 +80,19 @@ def convert(
     return dataclasses.replace(description, provenance=provenance), params, report
 
 
-def source_network(source: os.PathLike | str, entry: str | None = None) -> SourceNetwork:
-    """The encoder of a source; no array is read.
+def source_network(
+    source: os.PathLike | str, hints: Hints, entry: str | None = None
+) -> SourceNetwork:
+    """The encoder of a source; arrays of files of others are not read.
 
     Args:
       source, entry: see `load_init`.
+      hints: what the source may not say.
 
     Raises:
       ValueError: the source cannot be read or explained.
     """
-    opened = open_source(source, Hints(), entry)
+    opened = open_source(source, hints, entry)
     config = opened.config
     fields = {name: getattr(config, name) for name in (*ENCODER_FIELDS, *ENCODER_NUMERICS)}
     if config.position == "learned":

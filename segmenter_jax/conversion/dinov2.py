@@ -45,6 +45,7 @@ ORIGINAL = Naming(
     },
 )
 HUB = Naming(
+    hub=True,
     stem=(
         Row("cls", "embeddings.cls_token", SAME),
         Row("registers", "embeddings.register_tokens", SAME),

@@ -43,6 +43,7 @@ ORIGINAL = Naming(
     },
 )
 HUB = Naming(
+    hub=True,
     stem=(
         Row("cls", "embeddings.cls_token", SAME),
         Row("registers", "embeddings.register_tokens", SAME),
@@ -91,7 +92,7 @@ def detect(names: Collection[str]) -> bool:
 def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
     naming = _naming(file.arrays)
-    said = huggingface.read_config(file)
+    said = huggingface.read_config(file) if naming.hub else {}
     fields = {
         "position": "rope",
         "rope_base": float(said.get("rope_theta", 100.0)),

@@ -28,12 +28,14 @@ class Naming:
       block: what stands before the names of a block, with {} for its number.
       rows: of a block, without its MLP.
       mlps: kind of MLP -> its rows.
+      hub: files of the Hugging Face hub, which come with a `config.json`.
     """
 
     stem: tuple[Row, ...]
     block: str
     rows: tuple[Row, ...]
     mlps: Mapping[str, tuple[Row, ...]]
+    hub: bool = False
 
     @property
     def marks(self) -> frozenset[str]:
@@ -84,7 +86,7 @@ def open_encoder(
         ),
         next(iter(naming.mlps.items())),
     )
-    said = huggingface.read_config(file)
+    said = huggingface.read_config(file) if naming.hub else {}
     found = encoder_fields(
         file,
         kernel=naming.theirs("embedding/kernel"),
@@ -106,8 +108,7 @@ def open_encoder(
     known = stated or hints.num_heads or (heads or {}).get(width)
     found |= {"num_heads": known} if known else {}
     found |= fields
-    if isinstance(eps := said.get("layer_norm_eps"), float):
-        found["layer_norm_eps"] = eps
+    found |= huggingface.numerics(file, said, found)
     made = network(file.path, found, _patches(file, stem, found), hints)
     if made.position == "learned":
         # They stay as they are, and are resized once, at run time, by the format's own rule.

@@ -7,6 +7,8 @@ from typing import Any
 from segmenter_jax.conversion.arrays import ArrayFile, Content, SourceError, read_groups
 from segmenter_jax.runtime.errors import first_few, first_line
 
+_ACTIVATIONS = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+
 # Ends the name of an index of several files.
 SHARDS = ".index.json"
 
@@ -59,6 +61,35 @@ def whole_number(file: ArrayFile, said: dict[str, Any], name: str) -> int | None
     if value is not None and (type(value) is not int or value < 1):
         raise SourceError(f"{file.path}: config.json: {name}={value!r} is no whole number")
     return value
+
+
+def numerics(file: ArrayFile, said: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """`layer_norm_eps` and `gelu` as a configuration says; empty where it does not.
+
+    Args:
+      file: with the weights.
+      said: see `read_config`.
+      found: fields of `SegmenterConfig` that the arrays show.
+
+    Raises:
+      SourceError: the configuration is of another network, or has an activation that is none here.
+    """
+    for name, field in (("hidden_size", "width"), ("num_hidden_layers", "depth")):
+        if said.get(name, found[field]) != found[field]:
+            raise SourceError(
+                f"{file.path}: config.json is of another network: {name}={said[name]!r}, the "
+                f"arrays have {found[field]}"
+            )
+    fields: dict[str, Any] = {}
+    if isinstance(eps := said.get("layer_norm_eps"), float):
+        fields["layer_norm_eps"] = eps
+    if (name := said.get("hidden_act")) is not None and found["mlp"] == "gelu":
+        if name not in _ACTIVATIONS:
+            raise SourceError(
+                f"{file.path}: config.json: hidden_act={name!r}; known are {tuple(_ACTIVATIONS)}"
+            )
+        fields["gelu"] = _ACTIVATIONS[name]
+    return fields
 
 
 def normalization(file: ArrayFile) -> dict[str, Any]:

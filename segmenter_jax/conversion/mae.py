@@ -14,6 +14,7 @@ from segmenter_jax.conversion.opening import Hints, Opened, normalized_as
 NAME = "mae"
 
 HUB = Naming(
+    hub=True,
     stem=(
         Row("cls", "embeddings.cls_token", SAME),
         Row("pos_embedding", "embeddings.position_embeddings", SAME),

@@ -13,6 +13,7 @@ from segmenter_jax.conversion.opening import Hints, Opened, normalized_as
 NAME = "siglip"
 
 HUB = Naming(
+    hub=True,
     stem=(
         Row("pos_embedding", "embeddings.position_embedding.weight", POSITIONS),
         *linear("embedding", "embeddings.patch_embedding", CONV),
@@ -34,7 +35,9 @@ _HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
 
 def detect(names: Collection[str]) -> bool:
     """See `opening.Format`."""
-    # The text tower beside it has the same blocks.
+    # The text tower beside it has the same blocks, and so has CLIP, with a class token.
+    if "embeddings.class_embedding" in names:
+        return False
     return HUB.marks | {HUB.theirs("embedding/kernel")} <= set(names)
 
 

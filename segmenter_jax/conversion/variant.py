@@ -11,8 +11,9 @@ import yaml
 from segmenter_jax.checkpoints.description import ModelDescription, check_types
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.opening import normalized_as
-from segmenter_jax.models import VARIANTS, SegmenterConfig
+from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.variants import PLAIN
 from segmenter_jax.runtime.errors import first_line
 
 VARIANT_FILE = "variant.yml"
@@ -183,7 +184,7 @@ def _spell(numerics: dict[str, Any]) -> str:
 
 def _backbone(config: SegmenterConfig) -> str:
     # The reference only looks up pretrained weights by it; the sizes are beside it.
-    sizes = {fields["width"]: name for name, fields in VARIANTS.items()}
+    sizes = {fields["width"]: name for name, fields in PLAIN.items()}
     size = _BACKBONES[sizes.get(config.width, "Ti")]
     if config.distilled:
         return f"deit_{size}_distilled_patch{config.patch_size}_224"

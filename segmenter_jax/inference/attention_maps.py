@@ -134,6 +134,8 @@ def attention_maps(
     grid = patch_grid(image.shape[:2], config.patch_size)
     _check_memory(grid, config.num_heads, config.num_classes)
 
+    if patch is None and class_name is None and not config.class_token:
+        raise ValueError("the encoder has no class token; choose a patch")
     logits, weights = _run(predictor, image, part, layer, rollout)
     first = config.num_extra_tokens if part == "encoder" else 0
     num_patches = math.prod(grid)

@@ -158,7 +158,7 @@ def probe(
       jax.errors.JaxRuntimeError: the device's memory is full, which says nothing about the kernel.
     """
     if dropout_rate and name not in DROPPING:
-        return "it has no dropout of attention weights (decoder_attention_dropout_rate)"
+        return "it has no dropout of attention weights"
     problem = _probe(name, shape, dtype, one_device(mesh), dropout_rate)
     if spans_processes(mesh):
         # Computed now, although a function is being traced.

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.conversion.opening import SourceNetwork
+from segmenter_jax.conversion.opening import Hints, SourceNetwork
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import TrainTransform
@@ -41,6 +41,11 @@ class Experiment:
     settings: InferenceSettings
 
 
+def needs_source(config: ml_collections.ConfigDict) -> bool:
+    """Whether the network, or how its images are normalised, is that of `config.init_from`."""
+    return SOURCE in (config.model.variant, config.augment.normalization)
+
+
 def read_source(config: ml_collections.ConfigDict) -> SourceNetwork | None:
     """The encoder of `config.init_from`; None where a run starts from nothing.
 
@@ -51,7 +56,9 @@ def read_source(config: ml_collections.ConfigDict) -> SourceNetwork | None:
         # Readers of foreign formats are needed here only.
         from segmenter_jax.conversion.convert import source_network
 
-        return source_network(config.init_from, config.init_entry or None)
+        crop = config.augment.crop_size
+        hints = Hints(config.model.num_heads, (crop, crop))
+        return source_network(config.init_from, hints, config.init_entry or None)
     for field in ("model.variant", "augment.normalization"):
         if operator.attrgetter(field)(config) == SOURCE:
             raise ValueError(f'config.{field}="source" needs config.init_from')
@@ -82,6 +89,12 @@ def model_config(
         fields |= dict.fromkeys(("dropout_rate", "attention_dropout_rate", "drop_path_rate"), 0.0)
     fields |= {"num_classes": num_classes, "image_size": (crop, crop), "in_channels": in_channels}
     if variant == SOURCE:
+        for name in source.fields.keys() & fields.keys():
+            if name in ("width", "depth", "num_heads") and fields[name] != source.fields[name]:
+                raise ValueError(
+                    f"{name}={fields[name]} replaces what the source has, {source.fields[name]}; "
+                    f"--config.model.{name}=None takes it"
+                )
         return SegmenterConfig(**(source.fields | fields))
     return SegmenterConfig.from_variant(variant, **fields)
 

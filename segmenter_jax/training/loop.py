@@ -245,7 +245,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             if jax.process_index() == 0:
                 owned.enter_context(sole_owner(workdir))
             # A dataset that is not there yet is built once.
-            experiment = experiments.build(config, remembered_source(config, workdir))
+            experiment = experiments.build(config, remembered_source(workdir))
             workdir.mkdir(parents=True, exist_ok=True)
             check_same_run(config, workdir)
         return _train(experiment, workdir, warnings)

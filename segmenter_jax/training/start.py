@@ -19,7 +19,7 @@ def train(
     """Trains a model, or goes on with a run, and loads the model that it leaves.
 
     Args:
-      config: name of a config, path of a file, or a config.
+      config: name of a config, path of a file, or a config, which is used as it is.
       workdir: folder of the run; everything that the command leaves is there.
       **overrides: fields of the config, "__" for each dot: `dataset__source="mine"`.
 
@@ -32,12 +32,10 @@ def train(
       KeyboardInterrupt: a signal stopped the run, which was saved.
     """
     if isinstance(config, str):
-        config = read_config(config)
-    try:
         changes = {name.replace("__", "."): value for name, value in overrides.items()}
-        config.update_from_flattened_dict(changes)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"overrides of the config: {error}") from error
+        config = read_config(config, [f"--config.{n}={value}" for n, value in changes.items()])
+    elif overrides:
+        raise ValueError(f"set these fields in the config itself: {', '.join(overrides)}")
     keep_freed_memory()
     prepare_compilation()
     setup_console(is_main_process=True)

@@ -13,9 +13,9 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.checkpoints.manager import Checkpoints
+from segmenter_jax.checkpoints.manager import CHECKPOINTS_FOLDER, Checkpoints
 from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, save_model
-from segmenter_jax.conversion.opening import SourceNetwork
+from segmenter_jax.conversion.opening import Hints, SourceNetwork
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_params
 from segmenter_jax.runtime import processes
@@ -154,21 +154,21 @@ def initial_params(
     )
     logger.info("parameters from %s\n%s", config.init_from, report)
     if jax.process_index() == 0:
-        network = source_network(config.init_from, config.init_entry or None)
-        asked = {"init_from": config.init_from, _NETWORK: dataclasses.asdict(network)}
-        _write_json(workdir / ORIGIN_FILE, origin | asked)
+        hints = Hints(description.model.num_heads, description.model.image_size)
+        network = source_network(config.init_from, hints, config.init_entry or None)
+        _write_json(workdir / ORIGIN_FILE, origin | {_NETWORK: dataclasses.asdict(network)})
     return params
 
 
-def remembered_source(
-    config: ml_collections.ConfigDict, workdir: epath.Path
-) -> SourceNetwork | None:
-    """The encoder of `config.init_from` as an earlier start found it, whose file may be gone."""
-    path = workdir / ORIGIN_FILE
-    origin = json.loads(path.read_text()) if path.exists() else {}
-    if origin.get("init_from") != config.init_from or not config.init_from:
-        return None
-    return SourceNetwork(**origin[_NETWORK])
+def remembered_source(workdir: epath.Path) -> SourceNetwork | None:
+    """The encoder that a run with checkpoints began with, whatever its config or that file say now.
+
+    None for a run without, which begins again.
+    """
+    path, folder = workdir / ORIGIN_FILE, workdir / CHECKPOINTS_FOLDER
+    begun = folder.exists() and any(step.name.isdecimal() for step in folder.iterdir())
+    origin = json.loads(path.read_text()) if begun and path.exists() else {}
+    return SourceNetwork(**origin[_NETWORK]) if _NETWORK in origin else None
 
 
 def with_origin(description: ModelDescription, workdir: epath.Path) -> ModelDescription:

@@ -227,3 +227,27 @@ def test_a_saved_model_is_the_same_network(tmp_path):
     again, loaded = load_model(tmp_path / "model")
     assert again == description
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_a_configuration_of_another_network_is_refused(tmp_path):
+    folder = shutil.copytree(FOLDER / "vit", tmp_path / "other")
+    said = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"hidden_size": 64}, "another network: hidden_size=64, the arrays have 32"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'; known are"),
+    ):
+        (folder / "config.json").write_text(json.dumps(said | change))
+        with pytest.raises(SourceError, match=message):
+            open_source(folder, Hints())
+    # Beside files with the original names it is somebody else's.
+    path = original("dinov2", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
+    assert open_source(path, Hints(num_heads=2)).config.num_heads == 2
+
+
+def test_a_clip_tower_is_no_siglip(tmp_path):
+    arrays = load_file(FOLDER / "siglip" / "model.safetensors")
+    arrays["embeddings.class_embedding"] = np.zeros(32, np.float32)
+    save_file(arrays, tmp_path / "clip.safetensors")
+    with pytest.raises(SourceError, match="none of the known naming schemes"):
+        open_source(tmp_path / "clip.safetensors", Hints())

@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from segmenter_jax import convert
+from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.model_dir import load_model, save_model
+from segmenter_jax.conversion.variant import make_variant
 from segmenter_jax.inference.predictor import read_model
+from tests.golden_params import golden_config
 
 torch = pytest.importorskip("torch")
 
@@ -83,3 +86,14 @@ def test_networks_the_reference_lacks_are_refused(tmp_path, golden_dir, capsys):
     assert run(tmp_path / "w.npz", tmp_path / "b", *flags) == 1
     assert "the reference has no mlp_dim=100" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("width", [192, 384, 768, 1024])
+def test_every_published_width_has_a_name_of_a_backbone(width):
+    heads = width // 64
+    config = golden_config("segm_mask", width=width, num_heads=heads, depth=1)
+    names = tuple(map(str, range(7)))
+    colors = tuple((i, i, i) for i in range(7))
+    text, _ = make_variant(ModelDescription(config, names, colors, (0.5,), (0.5,)))
+    size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}[width]
+    assert f"backbone: vit_{size}_patch16_384" in text

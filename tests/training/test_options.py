@@ -16,9 +16,12 @@ import segmenter_jax
 from segmenter_jax import load
 from segmenter_jax.checkpoints.model_dir import load_description, load_model
 from segmenter_jax.conversion import convert
+from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.runtime.config_flag import read_config
 from segmenter_jax.runtime.console import logger
+from segmenter_jax.training import experiment
 from segmenter_jax.training.loop import train_and_evaluate
 from segmenter_jax.training.step_metrics import NonFiniteLossError
 from tests.tiny_runs import LIGHT, state_bytes, tiny_config
@@ -169,7 +172,8 @@ def test_a_pretrained_encoder_is_trained_as_its_source_has_it(backbone, source, 
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], expected["encoder"])
     # The run remembers what it started from.
     shutil.rmtree(backbone)
-    segmenter_jax.train(config, tmp_path / "run", total_steps=8)
+    config.total_steps = 8
+    segmenter_jax.train(config, tmp_path / "run")
 
 
 def test_a_source_that_is_needed_is_asked_for_before_anything_is_built(tmp_path):
@@ -177,5 +181,13 @@ def test_a_source_that_is_needed_is_asked_for_before_anything_is_built(tmp_path)
         segmenter_jax.train("folder_dinov2", tmp_path / "run", dataset__source=str(tmp_path))
     with pytest.raises(ValueError, match="nonesuch: does not exist"):
         segmenter_jax.train("folder_dinov2", tmp_path / "run", init_from="nonesuch")
-    with pytest.raises(ValueError, match="overrides of the config"):
+    with pytest.raises(ValueError, match="has no field 'batch'"):
         segmenter_jax.train("folder_dinov2", tmp_path / "run", batch=3)
+
+
+def test_what_replaces_a_part_of_the_source_is_told():
+    config = read_config("folder_dinov2", ["--config.model.depth=3"])
+    with pytest.raises(
+        ValueError, match=r"depth=3 replaces what the source has, 2; --config.*None"
+    ):
+        experiment.model_config(config, 2, 3, SourceNetwork({"depth": 2}, {}))

@@ -120,11 +120,11 @@ def test_another_value_of_what_stays_on_is_no_other_run(workdir, caplog):
 def test_run_of_a_version_without_a_field_resumes(workdir, caplog):
     start(config_with(), workdir)
     older = json.loads((workdir / "config.json").read_text())
-    del older["model"]["gelu"]
+    del older["model"]["drop_path_rate"]
     older["model"]["forgotten"] = 1
     (workdir / "config.json").write_text(json.dumps(older))
     check_same_run(config_with(), workdir)
-    assert "config.model.gelu was None when this run began, is now 'exact'" in caplog.text
+    assert "config.model.drop_path_rate was None when this run began, is now 0.1" in caplog.text
     assert "config.model.forgotten was 1 when this run began, is now None" in caplog.text
 
 
