@@ -1,5 +1,6 @@
 """The network: golden parity, sizes, stochastic parts, configuration errors, resampling."""
 
+import dataclasses
 import re
 
 import jax
@@ -16,6 +17,20 @@ from tests.tiny import tiny_network
 
 # Parameters of the ViT alone, in millions, by published size.
 PUBLISHED_MILLIONS = {"Ti": 5.7, "S": 22, "B": 86, "L": 307}
+
+# Those of pretrained encoders, without a head, by patch size.
+_DINOV2 = {"S": 22.1, "B": 86.6, "L": 304.4, "g": 1136.5}
+_DINOV3 = {"S": 21.6, "S+": 28.7, "B": 85.7, "L": 303.1, "H+": 840.5, "7B": 6716}
+ENCODER_MILLIONS = {
+    **{
+        f"{family}_{size}/14": n
+        for family in ("dinov2", "dinov2reg")
+        for size, n in _DINOV2.items()
+    },
+    **{f"dinov3_{size}/16": n for size, n in _DINOV3.items()},
+    **{"siglip_B/16": 85.8, "siglip_L/16": 303.4, "siglip_So400m/14": 412.4},
+    **{"siglip_g-opt/16": 1134.8, "mae_B/16": 85.8, "mae_L/16": 303.3, "mae_H/14": 630.8},
+}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -62,11 +77,19 @@ def num_params(tree):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def test_every_published_size_is_a_variant():
-    assert set(VARIANTS) == set(PUBLISHED_MILLIONS)
+def test_every_variant_has_a_published_size():
+    encoders = {name.partition("/")[0] for name in ENCODER_MILLIONS}
+    assert set(VARIANTS) == set(PUBLISHED_MILLIONS) | encoders
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("variant", ENCODER_MILLIONS)
+def test_parameter_counts_of_pretrained_encoders_are_the_published_ones(variant):
+    config = SegmenterConfig.from_variant(variant, num_classes=2, image_size=(224, 224))
+    count = num_params(abstract_params(dataclasses.replace(config, decoder="linear"))["encoder"])
+    assert count / 1e6 == pytest.approx(ENCODER_MILLIONS[variant], rel=0.005)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_MILLIONS)
 def test_parameter_counts_are_the_published_ones(name):
     config = SegmenterConfig.from_variant(f"{name}/16", num_classes=150, image_size=(384, 384))
     params = abstract_params(config)
@@ -197,7 +220,7 @@ def test_wrong_configurations_are_refused(fields, message):
 
 @pytest.mark.parametrize("variant", ["H/14", "S", "S/x", "S16"])
 def test_unknown_variants_are_refused(variant):
-    with pytest.raises(ValueError, match=re.escape("choose a size from ('Ti', 'S', 'B', 'L')")):
+    with pytest.raises(ValueError, match=re.escape("choose a size from ('Ti', 'S', 'B', 'L', ")):
         SegmenterConfig.from_variant(variant, num_classes=2, image_size=(64, 64))
 
 
