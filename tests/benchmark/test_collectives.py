@@ -91,6 +91,7 @@ def test_data_parallel_step_sends_the_gradient_once_and_nothing_else(capsys):
     assert result["minimum_mb"] == pytest.approx(2 * 7 / 8 * result["parameters_mb"])
 
 
+@pytest.mark.slow
 def test_cut_parameters_are_gathered_once_and_activations_stay(capsys):
     result = measured(capsys, "--devices=8", "--fsdp=8")
     assert result["mesh"] == {"data": 1, "fsdp": 8}
@@ -101,6 +102,7 @@ def test_cut_parameters_are_gathered_once_and_activations_stay(capsys):
     assert 1 <= result["sent_over_minimum"] < 1.5
 
 
+@pytest.mark.slow
 def test_one_device_sends_nothing(capsys):
     result = measured(capsys, "--devices=1")
     assert result["sent_mb"] == 0 and result["sent_over_minimum"] is None
