@@ -77,37 +77,12 @@ def open_encoder(
       SourceError: something is missing, or has no explanation.
     """
     stem = [r for r in naming.stem if r.ours != "registers" or r.theirs in file.arrays]
-    first = naming.block.format(0)
-    kind, mlp = next(
-        (
-            (kind, rows)
-            for kind, rows in naming.mlps.items()
-            if all(first + row.theirs in file.arrays for row in rows)
-        ),
-        next(iter(naming.mlps.items())),
-    )
+    kind, mlp = _mlp(file, naming)
     said = huggingface.read_config(file) if naming.hub else {}
-    found = encoder_fields(
-        file,
-        kernel=naming.theirs("embedding/kernel"),
-        axes="oihw",
-        hidden=next(first + r.theirs for r in mlp if r.ours == "mlp/Dense_0/bias"),
-        blocks=re.escape(naming.block).replace(r"\{\}", r"(\d+)"),
-    )
-    (out,) = (first + row.theirs for row in mlp if row.ours == "mlp/Dense_1/kernel")
-    hidden = file.shape(out, 2)[1]
-    width = found["width"]
-    tokens = {row.ours: file.shape(row.theirs, 3)[1] for row in stem if row.ours == "registers"}
-    found |= {
-        "mlp": kind,
-        "mlp_dim": None if hidden == 4 * width else hidden,
-        "class_token": any(row.ours == "cls" for row in stem),
-        "num_registers": tokens.get("registers", 0),
-    }
+    found = _fields(file, naming, stem, mlp) | {"mlp": kind} | dict(fields)
     stated = huggingface.whole_number(file, said, "num_attention_heads")
-    known = stated or hints.num_heads or (heads or {}).get(width)
-    found |= {"num_heads": known} if known else {}
-    found |= fields
+    if known := stated or hints.num_heads or (heads or {}).get(found["width"]):
+        found["num_heads"] = known
     found |= huggingface.numerics(file, said, found)
     made = network(file.path, found, _patches(file, stem, found), hints)
     if made.position == "learned":
@@ -116,7 +91,8 @@ def open_encoder(
     rows = prefixed(stem, "encoder/", "")
     for i in range(made.depth):
         rows += prefixed((*naming.rows, *mlp), f"encoder/encoderblock_{i}/", naming.block.format(i))
-    absent = [row for row in rows if row.ours.endswith(zeros)] if zeros else []
+    # An empty tuple ends no name.
+    absent = [row for row in rows if row.ours.endswith(zeros)]
     bound = [row for row in rows if row not in absent]
     described = dict(description) | huggingface.normalization(file)
     opened = bind(file, format, made, bound, dropped, described)
@@ -126,6 +102,39 @@ def open_encoder(
         read = functools.partial(np.zeros, shape, np.float32)
         opened.entries[row.ours] = Entry("0 in this format", shape, read)
     return opened
+
+
+def _mlp(file: ArrayFile, naming: Naming) -> tuple[str, tuple[Row, ...]]:
+    """Kind and rows of the MLP that a file has; the first of the naming where it has none whole."""
+    first = naming.block.format(0)
+    whole = (
+        (kind, rows)
+        for kind, rows in naming.mlps.items()
+        if all(first + row.theirs in file.arrays for row in rows)
+    )
+    return next(whole, next(iter(naming.mlps.items())))
+
+
+def _fields(
+    file: ArrayFile, naming: Naming, stem: list[Row], mlp: tuple[Row, ...]
+) -> dict[str, Any]:
+    """Fields of `SegmenterConfig` that the arrays show."""
+    first = naming.block.format(0)
+    names = {row.ours: first + row.theirs for row in mlp} | {r.ours: r.theirs for r in stem}
+    found = encoder_fields(
+        file,
+        kernel=names["embedding/kernel"],
+        axes="oihw",
+        hidden=names["mlp/Dense_0/bias"],
+        blocks=re.escape(naming.block).replace(r"\{\}", r"(\d+)"),
+    )
+    # Where the gate is in one array with the first layer, only the last one has the hidden width.
+    hidden, registers = file.shape(names["mlp/Dense_1/kernel"], 2)[1], names.get("registers")
+    return found | {
+        "mlp_dim": None if hidden == 4 * found["width"] else hidden,
+        "class_token": "cls" in names,
+        "num_registers": file.shape(registers, 3)[1] if registers else 0,
+    }
 
 
 def _patches(file: ArrayFile, stem: list[Row], fields: Mapping[str, Any]) -> int | None:
