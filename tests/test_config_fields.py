@@ -46,7 +46,9 @@ def names(config: ml_collections.ConfigDict, prefix: str = ""):
 
 
 def test_a_run_reads_every_field_of_its_config(source, tmp_path):
-    config = tiny_config(source, **LIGHT)
+    # So that the fields about kept features are needed too.
+    frozen = {"optimizer__freeze_encoder": True, "features__views": 1}
+    config = tiny_config(source, **LIGHT, **frozen)
     with config.unlocked():
         config.augment.planted = 1
     read: set[str] = set()

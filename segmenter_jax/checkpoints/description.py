@@ -94,6 +94,11 @@ class ModelDescription:
         model = fields.pop("model")
         _check_names(SegmenterConfig, model, f"{source}: model")
         check_types(SegmenterConfig, model, f"{source}: model: ")
+        if (found := model.get("head_norm", "none")) != "none":
+            raise ValueError(
+                f"{source}: model: field 'head_norm': found {found!r}, expected 'none': a kept "
+                "model has it in its head"
+            )
         try:
             return cls(model=SegmenterConfig(**model), **fields)
         except ValueError as error:

@@ -45,6 +45,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Of its attention weights. No fused kernel for GPUs has it: there 0 is faster.
     config.model.decoder_attention_dropout_rate = 0.1
     config.model.decoder_drop_path_rate = 0.0  # Of the mask decoder.
+    # Of the linear decoder's input, in training: "batch" is folded into the head when kept.
+    config.model.head_norm = "none"
+    config.model.head_dropout_rate = 0.0  # Share of channels that an image is left without.
     # 1e-6 in Google's ViT code, 1e-5 in the reference; None: the variant's.
     config.model.layer_norm_eps = placeholder(float)
     config.model.decoder_layer_norm_eps = placeholder(float)  # None: as the encoder's.
@@ -81,13 +84,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.loader.num_threads = placeholder(int)  # Reading threads; None: one a core, up to 4.
     config.loader.prefetch = 4  # Batches kept ready.
 
+    # What a frozen encoder gives, computed once and kept on disk for the training of decoders.
+    config.features = ml_collections.ConfigDict()
+    config.features.views = 0  # Crops of each training image that are kept; 0: none.
+    config.features.folder = ""  # Where they lie; "": beside the built dataset.
+
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "sgd"  # "sgd" or "adamw".
     config.optimizer.schedule = "polynomial"  # "polynomial" or "cosine".
     config.optimizer.learning_rate = 1e-3  # At the start, or after warm-up.
     config.optimizer.min_learning_rate = 1e-5  # At the end.
     config.optimizer.power = 0.9  # Of the polynomial schedule.
-    config.optimizer.warmup_steps = 0  # Of the cosine schedule.
+    config.optimizer.warmup_steps = 0  # Linear, before or in the schedule.
     config.optimizer.momentum = 0.9  # Of SGD.
     config.optimizer.nesterov = True  # Of SGD, as in the reference.
     config.optimizer.weight_decay = 0.0

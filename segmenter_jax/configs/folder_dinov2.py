@@ -13,18 +13,21 @@ from segmenter_jax.configs import folder
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A linear decoder on the frozen encoder of `init_from`, crops of 18 x 18 patches."""
+    """A linear decoder on features of the frozen encoder of `init_from`, which are kept."""
     config = folder.get_config()
-    config.total_steps = 400
+    config.total_steps = 1_000
 
     config.model.variant = "source"
     config.model.depth = None
     config.model.decoder = "linear"
+    config.model.head_norm = "batch"
 
     config.augment.crop_size = 252
     config.augment.base_size = 252
     config.augment.scale_range = (0.5, 2.0)
     config.augment.normalization = "source"
+
+    config.features.views = 2
 
     config.optimizer.freeze_encoder = True
     config.optimizer.learning_rate = 1e-3

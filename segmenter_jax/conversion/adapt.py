@@ -212,7 +212,9 @@ def _other_decoder(opened: Opened, config: SegmenterConfig) -> str:
     if not opened.has_decoder:
         return "the source has no decoder"
     kinds = [
-        "linear decoder" if c.decoder == "linear" else f"mask decoder of {c.decoder_depth} layers"
+        f"mask decoder of {c.decoder_depth} layers"
+        if c.decoder == "mask"
+        else "linear decoder" + " after a batch norm" * (c.head_norm == "batch")
         for c in (opened.config, config)
     ]
     return "" if kinds[0] == kinds[1] else f"{kinds[0]} in the source, {kinds[1]} here"

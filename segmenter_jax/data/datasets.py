@@ -7,6 +7,7 @@ colours and origin are in its `metadata.json`.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import os
@@ -100,6 +101,11 @@ class Dataset:
     splits: Mapping[str, int]
     unlabelled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what says what it was built from, in hexadecimal."""
+        return hashlib.sha256((self.directory / _METADATA_FILE).read_bytes()).hexdigest()
 
     def source(self, split: str, *, needs_labels: bool = True) -> RecordSource:
         """Random access to a split.

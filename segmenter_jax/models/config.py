@@ -16,6 +16,7 @@ from segmenter_jax.models.variants import VARIANTS
 DTYPES = ("float32", "bfloat16")
 
 Decoder = Literal["mask", "linear"]
+HeadNorm = Literal["none", "batch"]
 Position = Literal["learned", "rope"]
 RopePeriods = Literal["float32", "bfloat16"]
 
@@ -45,6 +46,9 @@ class SegmenterConfig:
       decoder: "mask" or "linear".
       decoder_depth, decoder_dropout_rate, decoder_attention_dropout_rate,
         decoder_drop_path_rate: of the mask decoder.
+      head_norm, head_dropout_rate: of the linear decoder's input, in training: "batch" normalises
+        its channels, and is folded into `head` when the model is kept; share of channels that an
+        image is left without.
       layer_norm_eps, gelu: what the weights were trained with; Google's 1e-6 and "tanh", the
         reference Segmenter's 1e-5 and "exact".
       decoder_layer_norm_eps: of the mask decoder; None: as the encoder's.
@@ -82,6 +86,8 @@ class SegmenterConfig:
     decoder_dropout_rate: float = 0.1
     decoder_attention_dropout_rate: float = 0.1
     decoder_drop_path_rate: float = 0.0
+    head_norm: HeadNorm = "none"
+    head_dropout_rate: float = 0.0
     layer_norm_eps: float = 1e-5
     decoder_layer_norm_eps: float | None = None
     gelu: Gelu = "exact"
@@ -100,6 +106,11 @@ class SegmenterConfig:
             raise ValueError(f"{self.width=} must be divisible by {self.num_heads=}")
         if self.position == "rope" and (head_dim := self.width // self.num_heads) % 4:
             raise ValueError(f"rotated positions need heads of 4, 8, ... channels, got {head_dim}")
+        if self.decoder != "linear" and (self.head_norm != "none" or self.head_dropout_rate):
+            raise ValueError(
+                f"head_norm={self.head_norm!r} and head_dropout_rate={self.head_dropout_rate} are "
+                f'of the linear decoder, not of decoder={self.decoder!r}; leave them "none" and 0'
+            )
         if self.distilled and not self.class_token:
             raise ValueError("a distillation token needs class_token=True")
 
@@ -191,6 +202,7 @@ def _check_ranges(config: SegmenterConfig) -> None:
 def _check_choices(config: SegmenterConfig) -> None:
     choices = {
         "decoder": get_args(Decoder),
+        "head_norm": get_args(HeadNorm),
         "position": get_args(Position),
         "position_resize": get_args(Method),
         "rope_periods": get_args(RopePeriods),

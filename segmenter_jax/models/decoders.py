@@ -1,5 +1,7 @@
 """Decoders: patch tokens to one logit per patch and class."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,14 @@ from segmenter_jax.models.layers import Dense, LayerNorm, dense_init
 from segmenter_jax.models.placement import Placement
 from segmenter_jax.models.transformer import block_class, drop_path_rates
 
+_NORM_EPS = 1e-5
+
 
 class LinearDecoder(nn.Module):
-    """One dense layer on every patch token. Source: Segmenter section 3.2, "Linear"."""
+    """One dense layer on every patch token. Source: Segmenter section 3.2, "Linear".
+
+    The running statistics of a batch norm before it are in the collection "batch_stats".
+    """
 
     config: SegmenterConfig
     mesh: Placement = None
@@ -20,16 +27,47 @@ class LinearDecoder(nn.Module):
     @nn.compact
     def __call__(self, patches: jax.Array, deterministic: bool) -> jax.Array:
         """Maps patch tokens (B, N, D) to float32 logits (B, N, num_classes)."""
-        del deterministic
+        c = self.config
+        if c.head_dropout_rate:
+            drop = nn.Dropout(c.head_dropout_rate, broadcast_dims=(1,))
+            patches = drop(patches, deterministic=deterministic)
+        if c.head_norm == "batch":
+            # Under jit the batch is the global one, on however many devices.
+            patches = nn.BatchNorm(
+                use_running_average=deterministic,
+                momentum=0.9,
+                epsilon=_NORM_EPS,
+                dtype=jnp.float32,
+                name="head_norm",
+            )(patches)
         # Logits are float32 whatever the compute type.
         dense = nn.Dense(
-            self.config.num_classes,
+            c.num_classes,
             dtype=jnp.float32,
             precision=jax.lax.Precision.HIGHEST,
             kernel_init=dense_init,
             name="head",
         )
         return dense(patches)
+
+
+def fold_head_norm(params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a network without the batch norm before its head, which computes the same.
+
+    Args:
+      params: of a Segmenter with `head_norm="batch"`.
+      stats: its collection "batch_stats".
+
+    Returns:
+      Parameters of the Segmenter with `head_norm="none"`.
+    """
+    decoder = dict(params["decoder"])
+    norm, running, head = decoder.pop("head_norm"), stats["decoder"]["head_norm"], decoder["head"]
+    scale = norm["scale"] * jax.lax.rsqrt(running["var"] + _NORM_EPS)
+    shift = norm["bias"] - running["mean"] * scale
+    constant = jnp.dot(shift, head["kernel"], precision=jax.lax.Precision.HIGHEST)
+    head = {"kernel": scale[:, None] * head["kernel"], "bias": head["bias"] + constant}
+    return params | {"decoder": decoder | {"head": head}}
 
 
 def _unit_norm(x: jax.Array) -> jax.Array:

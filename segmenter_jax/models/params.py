@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from segmenter_jax.models.config import SegmenterConfig
@@ -31,6 +32,14 @@ def _image(config: SegmenterConfig) -> jax.ShapeDtypeStruct:
 def abstract_params(config: SegmenterConfig) -> Params:
     """Parameter tree of a network: `jax.ShapeDtypeStruct` leaves, nothing computed."""
     return jax.eval_shape(Segmenter(config).init, jax.random.key(0), _image(config))["params"]
+
+
+def init_stats(config: SegmenterConfig) -> Params | None:
+    """Running statistics of a network before training, on the host; None if it has none."""
+    if config.head_norm == "none":
+        return None
+    mean, var = np.zeros(config.width, np.float32), np.ones(config.width, np.float32)
+    return {"decoder": {"head_norm": {"mean": mean, "var": var}}}
 
 
 def init_params(config: SegmenterConfig, seed: int) -> Params:
@@ -60,4 +69,5 @@ def init_some_params(config: SegmenterConfig, names: Sequence[str], seed: int) -
 
 
 def _init(config: SegmenterConfig, key: jax.Array) -> Params:
-    return Segmenter(config).lazy_init(key, _image(config), mutable=["params"])["params"]
+    collections = ["params", "batch_stats"]
+    return Segmenter(config).lazy_init(key, _image(config), mutable=collections)["params"]

@@ -52,6 +52,25 @@ class Segmenter(nn.Module):
         image = jnp.pad(image, ((0, 0), *pad, (0, 0)))
         return self.encoder(image, not train)
 
+    def encode_patches(self, image: jax.Array, train: bool = False) -> jax.Array:
+        """As `encode`, but without the extra tokens: (B, h * w, width)."""
+        return self.encode(image, train)[:, self.config.num_extra_tokens :]
+
+    def decode(self, patches: jax.Array, size: tuple[int, int], train: bool = False) -> jax.Array:
+        """Low-resolution logits of patch tokens.
+
+        Args:
+          patches: (B, h * w, width), as `encode_patches` gives them.
+          size: (H, W) of their image, in pixels.
+          train: use dropout and stochastic depth (needs the "dropout" rng).
+
+        Returns:
+          float32 (B, h, w, num_classes).
+        """
+        grid = patch_grid(size, self.config.patch_size)
+        logits = self.decoder(patches, not train)
+        return logits.reshape(patches.shape[0], *grid, self.config.num_classes)
+
     def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
         """Low-resolution logits.
 
@@ -62,10 +81,7 @@ class Segmenter(nn.Module):
         Returns:
           float32 (B, ceil(H / P), ceil(W / P), num_classes).
         """
-        tokens = self.encode(image, train)
-        logits = self.decoder(tokens[:, self.config.num_extra_tokens :], not train)
-        grid = patch_grid(image.shape[1:3], self.config.patch_size)
-        return logits.reshape(image.shape[0], *grid, self.config.num_classes)
+        return self.decode(self.encode_patches(image, train), image.shape[1:3], train)
 
 
 def upsample(logits: jax.Array, size: tuple[int, int], patch_size: int) -> jax.Array:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import ml_collections
 import optax
@@ -19,9 +19,9 @@ from segmenter_jax.data.transforms import TrainTransform
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.models.normalization import NORMALIZATION
-from segmenter_jax.models.resampling import Method
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
+from segmenter_jax.training.config_checks import check, trains_on_features
 from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions
 
@@ -174,7 +174,9 @@ def make_optimization(
     return optimizer, schedule
 
 
-def make_options(config: ml_collections.ConfigDict, description: ModelDescription) -> StepOptions:
+def make_options(
+    config: ml_collections.ConfigDict, description: ModelDescription, from_features: bool
+) -> StepOptions:
     """What a training step does, from all groups of the config that it concerns."""
     return StepOptions(
         mean=description.mean,
@@ -184,6 +186,7 @@ def make_options(config: ml_collections.ConfigDict, description: ModelDescriptio
         photometric=config.augment.photometric,
         grad_accum_steps=config.grad_accum_steps,
         freeze_encoder=config.optimizer.freeze_encoder,
+        from_features=from_features,
         ema_decay=config.ema_decay,
         skip_non_finite=config.optimizer.max_skipped_updates > 0,
     )
@@ -221,17 +224,12 @@ def make_transform(config: ml_collections.ConfigDict, spec: DatasetSpec) -> Trai
     )
 
 
-def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError for what can be found wrong before the dataset is known."""
-    _check_ranges(config)
-    sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
-
-
 def assemble(
     config: ml_collections.ConfigDict,
     spec: DatasetSpec,
     mesh: Mesh,
     source: SourceNetwork | None = None,
+    from_features: bool = False,
 ) -> tuple[ModelDescription, TrainProgram, InferenceSettings]:
     """What a config computes on a dataset: description, training program, and inference settings.
 
@@ -240,6 +238,7 @@ def assemble(
       spec: of the dataset.
       mesh: of devices that are there, or only described.
       source: see `read_source`.
+      from_features: see `StepOptions`.
 
     Raises:
       ValueError: a value of the config is wrong; the message names it.
@@ -248,7 +247,7 @@ def assemble(
         optimization = make_optimization(config)
     description = describe(config, spec, source)
     with _group("loss"):
-        options = make_options(config, description)
+        options = make_options(config, description, from_features)
     with _group("eval"):
         settings = InferenceSettings.of(description, batch_size=config.eval.batch_size)
     model = Segmenter(description.model)
@@ -279,29 +278,9 @@ def build(config: ml_collections.ConfigDict, source: SourceNetwork | None = None
         dataset.source(split)
     with _group("augment"):
         transform = make_transform(config, dataset.spec)
-    return Experiment(config, dataset, transform, *assemble(config, dataset.spec, mesh, source))
-
-
-def _check_ranges(config: ml_collections.ConfigDict) -> None:
-    """Checks numbers that are handed on without a check of their own."""
-    if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"config.ema_decay must be in [0, 1), got {config.ema_decay}")
-    if (method := config.position_method) not in (choices := get_args(Method)):
-        raise ValueError(f"config.position_method={method!r} is unknown; choose from {choices}")
-    for name, least in (
-        ("total_steps", 1),
-        ("optimizer.max_skipped_updates", 0),
-        ("checkpoint.keep", 1),
-        ("log.profile_steps", 0),
-        ("log.stall_seconds", 0),
-    ):
-        value = operator.attrgetter(name)(config)
-        if not value >= least:
-            raise ValueError(f"config.{name} must be at least {least}, got {value}")
-    if config.init_entry and not config.init_from:
-        raise ValueError(f"config.init_entry={config.init_entry!r} is of a file; give init_from")
-    if config.optimizer.freeze_encoder and not config.init_from:
-        logger.warning("optimizer.freeze_encoder without init_from: the encoder stays random")
+    from_features = trains_on_features(config, dataset.splits[d.train_split])
+    parts = assemble(config, dataset.spec, mesh, source, from_features)
+    return Experiment(config, dataset, transform, *parts)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from segmenter_jax.training.diagnostics import (
     temporary_bytes,
 )
 from segmenter_jax.training.experiment import Experiment
+from segmenter_jax.training.features import FeatureSource, as_they_are, kept_features
 from segmenter_jax.training.resume import data_record, restore_or_init
 from segmenter_jax.training.run_log import RunLog
 from segmenter_jax.training.state import TrainState
@@ -52,11 +53,12 @@ def _count(noun: str, number: int) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _batches(experiment: Experiment, start_step: int) -> Stream:
+def _batches(experiment: Experiment, features: FeatureSource | None, start_step: int) -> Stream:
     config = experiment.config
+    images = experiment.dataset.source(config.dataset.train_split)
     return train_batches(
-        experiment.dataset.source(config.dataset.train_split),
-        experiment.transform,
+        images if features is None else features,
+        experiment.transform if features is None else as_they_are,
         global_batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
@@ -83,6 +85,7 @@ class _Loop:
     validation: Validation
     profile: StepProfile
     stop: StopRequest
+    features: FeatureSource | None
 
     def __post_init__(self) -> None:
         self.config = self.experiment.config
@@ -99,7 +102,7 @@ class _Loop:
         # None: no bar where the output is no terminal.
         disable = None if jax.process_index() == 0 else True
         bar = tqdm(total=total, initial=self.step, unit="step", disable=disable, dynamic_ncols=True)
-        batches = _batches(self.experiment, self.step)
+        batches = _batches(self.experiment, self.features, self.step)
         with logging_redirect_tqdm([logger]), bar, batches:
             self._evaluate_if_interrupted()
             if self.step < total:
@@ -270,11 +273,18 @@ def _train(
         description = with_origin(experiment.description, workdir)
         experiment = dataclasses.replace(experiment, description=description)
         _log_run(experiment, state, resumed)
+        features = None
+        if experiment.program.options.from_features:
+            features = kept_features(experiment, state.params["encoder"], stop)
+            if features is None:
+                checkpoints.close()
+                return None
         log = RunLog(workdir, step, enabled=jax.process_index() == 0)
         validation = Validation(experiment, workdir, log)
         profile = StepProfile(workdir, step, config.log.profile_steps)
         warnings.show()
-        loop = _Loop(experiment, state, checkpoints, log, validation, profile, stop)
+        parts = checkpoints, log, validation, profile, stop, features
+        loop = _Loop(experiment, state, *parts)
         try:
             results = loop.run()
         except BaseException as error:

@@ -14,7 +14,11 @@ _BLOCK = "encoderblock_"
 
 
 def polynomial_schedule(
-    learning_rate: float, min_learning_rate: float, total_steps: int, power: float = 0.9
+    learning_rate: float,
+    min_learning_rate: float,
+    total_steps: int,
+    power: float = 0.9,
+    warmup_steps: int = 0,
 ) -> optax.Schedule:
     """Polynomial decay of the paper: `(lr - min) * (1 - step / total)^power + min`.
 
@@ -23,11 +27,16 @@ def polynomial_schedule(
       min_learning_rate: value at `total_steps` and after.
       total_steps: length of the run, in optimizer steps.
       power: exponent; 0.9 in the paper.
+      warmup_steps: the decay is multiplied by `step / warmup_steps` before that step.
 
     Returns:
       Function of the step (int) to the learning rate (float32).
     """
-    return optax.polynomial_schedule(learning_rate, min_learning_rate, power, total_steps)
+    decay = optax.polynomial_schedule(learning_rate, min_learning_rate, power, total_steps)
+    if not warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, 1.0, warmup_steps)
+    return lambda step: warmup(step) * decay(step)
 
 
 def warmup_cosine_schedule(
@@ -79,16 +88,12 @@ def make_schedule(
         f"in 0..{learning_rate=}",
     )
     _check("power", power, power > 0, "positive")
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"{warmup_steps=} must be at least 0 and below {total_steps=}")
     if name == "polynomial":
-        if warmup_steps:
-            raise ValueError(
-                f"the polynomial schedule has no warm-up, got {warmup_steps=}; "
-                'set warmup_steps to 0 or choose schedule "cosine"'
-            )
-        return polynomial_schedule(learning_rate, min_learning_rate, total_steps, power)
+        rates = learning_rate, min_learning_rate, total_steps, power
+        return polynomial_schedule(*rates, warmup_steps)
     if name == "cosine":
-        if not 0 <= warmup_steps < total_steps:
-            raise ValueError(f"{warmup_steps=} must be at least 0 and below {total_steps=}")
         return warmup_cosine_schedule(learning_rate, min_learning_rate, total_steps, warmup_steps)
     raise ValueError(f"schedule {name!r} is unknown; choose from {SCHEDULES}")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from segmenter_jax.models import Segmenter
+from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import normalize
-from segmenter_jax.models.params import Params, abstract_params
+from segmenter_jax.models.params import Params, abstract_params, init_stats
 from segmenter_jax.models.placement import gather, scatter
 from segmenter_jax.training import sharding
 from segmenter_jax.training.color_augment import photometric_distortion
@@ -55,6 +57,7 @@ class TrainProgram:
             params,
             jax.eval_shape(self.optimizer.init, trained),
             params if self.options.ema_decay else None,
+            jax.eval_shape(lambda: init_stats(self.model.config)),
         )
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -66,11 +69,13 @@ class TrainProgram:
         """Shapes, dtypes and shardings of a global batch; crops have the model's `image_size`."""
         config = self.model.config
         place = sharding.batch_sharding(self.mesh)
-        shapes = {
-            "image": ((*config.image_size, config.in_channels), jnp.uint8),
-            "label": (config.image_size, jnp.uint8),
-            "valid_size": ((2,), jnp.int32),
-        }
+        shapes = {"label": (config.image_size, jnp.uint8)}
+        if self.options.from_features:
+            tokens = math.prod(patch_grid(config.image_size, config.patch_size))
+            shapes |= {"features": ((tokens, config.width), jnp.float16)}
+        else:
+            image = ((*config.image_size, config.in_channels), jnp.uint8)
+            shapes |= {"image": image, "valid_size": ((2,), jnp.int32)}
         return {
             name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=place)
             for name, (shape, dtype) in shapes.items()
@@ -97,7 +102,8 @@ class TrainProgram:
         # Copies as well: a step donates both.
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places.ema)
         ema = copy(params) if self.options.ema_decay else None
-        return TrainState(place(np.int32(0), places.step), params, opt_state, ema)
+        stats = jax.tree.map(place, init_stats(self.model.config), places.stats)
+        return TrainState(place(np.int32(0), places.step), params, opt_state, ema, stats)
 
     def put(self, batch: dict[str, np.ndarray]) -> Batch:
         """Joins every process's rows into one global batch on the devices.
@@ -131,7 +137,8 @@ def update(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[Trai
     Args:
       program: the run.
       state: before the update.
-      batch: `image` uint8 (B, S, S, C), `label` uint8 (B, S, S), `valid_size` int32 (B, 2).
+      batch: `label` uint8 (B, S, S), and `image` uint8 (B, S, S, C) and `valid_size` int32 (B, 2),
+        or `features` float16 (B, N, D) of `model.encode_patches`.
 
     Returns:
       The state after the update and float32 scalars: `loss`, `grad_norm` before clipping,
@@ -139,16 +146,20 @@ def update(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[Trai
       update was left out.
     """
     options = program.options
-    key = jax.random.fold_in(jax.random.key(program.seed), state.step)
-    color_key, dropout_key = jax.random.split(key)
-    image = prepare_image(batch, color_key, options)
+    color_key, dropout_key = step_keys(program.seed, state.step)
+    if options.from_features:
+        inputs = batch["features"]
+    else:
+        inputs = prepare_image(batch, color_key, options)
     trained, frozen = split_params(state.params, options)
-    loss, grads = _loss_and_grads(program, trained, frozen, image, batch["label"], dropout_key)
+    data = inputs, batch["label"], dropout_key
+    loss, grads, stats = _loss_and_grads(program, trained, frozen, state.stats, *data)
     direction, opt_state = program.optimizer.update(grads, state.opt_state, trained)
     learning_rate = jnp.asarray(program.schedule(state.step), jnp.float32)
     updates = jax.tree.map(lambda d: -learning_rate * d, direction)
     params = frozen | optax.apply_updates(trained, updates)
-    after = TrainState(state.step + 1, params, opt_state, _average(state.ema, params, options))
+    ema = _average(state.ema, params, options)
+    after = TrainState(state.step + 1, params, opt_state, ema, stats)
     metrics = {
         "loss": loss,
         "grad_norm": optax.global_norm(grads),
@@ -157,6 +168,13 @@ def update(program: TrainProgram, state: TrainState, batch: Batch) -> tuple[Trai
         "skipped": jnp.zeros(()),
     }
     return _skip_non_finite(state, after, metrics) if options.skip_non_finite else (after, metrics)
+
+
+def step_keys(seed: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys of a step: of the colour augmentation, and of dropout and stochastic depth."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    color_key, dropout_key = jax.random.split(key)
+    return color_key, dropout_key
 
 
 @jax.named_scope("augmentation")
@@ -172,27 +190,36 @@ def loss_sum(
     program: TrainProgram,
     trained: Params,
     frozen: Params,
-    image: jax.Array,
+    stats: Params | None,
+    inputs: jax.Array,
     label: jax.Array,
     key: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, tuple[jax.Array, Params | None]]:
     """Cross entropy summed over valid pixels, and what to divide it by.
 
     Args:
       program: the run.
       trained, frozen: parameters of its model, see `split_params`.
-      image: normalised float32 (B, H, W, C).
+      stats: see `TrainState`.
+      inputs: normalised float32 images (B, H, W, C), or features (B, N, D).
       label: uint8 (B, H, W).
       key: of dropout and stochastic depth.
 
     Returns:
-      (sum, number or total weight of the valid pixels), float32 scalars.
+      The sum, a float32 scalar; and the number or total weight of the valid pixels, and the
+      statistics after the batch.
     """
     model, options = program.model, program.options
-    variables = {"params": frozen | trained}
-    logits = model.apply(variables, image, train=True, rngs={"dropout": key})
+    variables = {"params": frozen | trained} | ({} if stats is None else {"batch_stats": stats})
+    run = functools.partial(
+        model.apply, variables, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+    )
+    if options.from_features:
+        logits, changed = run(inputs, label.shape[1:], method="decode")
+    else:
+        logits, changed = run(inputs)
     weights = options.class_weights
-    return segmentation_loss(
+    total, weight = segmentation_loss(
         logits,
         label,
         patch_size=model.config.patch_size,
@@ -200,44 +227,49 @@ def loss_sum(
         class_weights=None if weights is None else jnp.asarray(weights, jnp.float32),
         mesh=program.mesh,
     )
+    return total, (weight, changed.get("batch_stats"))
 
 
 def _loss_and_grads(
     program: TrainProgram,
     trained: Params,
     frozen: Params,
-    image: jax.Array,
+    stats: Params | None,
+    inputs: jax.Array,
     label: jax.Array,
     key: jax.Array,
-) -> tuple[jax.Array, Params]:
-    """Mean loss over the valid pixels of the global batch, and its gradient."""
+) -> tuple[jax.Array, Params, Params | None]:
+    """Mean loss over the valid pixels of the global batch, its gradient, and the statistics."""
     mesh = program.mesh
     trained, frozen = _gathered(program, trained), _gathered(program, frozen)
 
-    def grad_fn(image: jax.Array, label: jax.Array, key: jax.Array):
+    def grad_fn(stats: Params | None, inputs: jax.Array, label: jax.Array, key: jax.Array):
         value_and_grad = jax.value_and_grad(loss_sum, argnums=1, has_aux=True)
-        loss, grads = value_and_grad(program, trained, frozen, image, label, key)
-        return loss, scatter(grads, mesh)
+        data = inputs, label, key
+        (loss, (weight, stats)), grads = value_and_grad(program, trained, frozen, stats, *data)
+        return (loss, weight, scatter(grads, mesh)), stats
 
     parts = program.options.grad_accum_steps
     if parts == 1:
-        (total, weight), grads = grad_fn(image, label, key)
+        (total, weight, grads), stats = grad_fn(stats, inputs, label, key)
     else:
         # Each part takes every parts-th row, so that it spreads over all devices.
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
         def body(carry, part):
-            (loss, weight), grads = grad_fn(*part)
-            return jax.tree.map(jnp.add, carry, (loss, weight, grads)), None
+            sums, stats = carry
+            new, stats = grad_fn(stats, *part)
+            return (jax.tree.map(jnp.add, sums, new), stats), None
 
         zero_grads = scatter(jax.tree.map(jnp.zeros_like, trained), mesh)
         zero = (jnp.zeros(()), jnp.zeros(()), zero_grads)
         keys = jax.random.split(key, parts)
-        (total, weight, grads), _ = jax.lax.scan(body, zero, (split(image), split(label), keys))
+        data = split(inputs), split(label), keys
+        ((total, weight, grads), stats), _ = jax.lax.scan(body, (zero, stats), data)
     # Dividing once by the global weight keeps the mean exact however the batch is cut.
     weight = jnp.where(weight > 0, weight, 1)
-    return total / weight, jax.tree.map(lambda g: g / weight, grads)
+    return total / weight, jax.tree.map(lambda g: g / weight, grads), stats
 
 
 def _gathered(program: TrainProgram, params: Params) -> Params:

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import optax
 
+from segmenter_jax.models.decoders import fold_head_norm
 from segmenter_jax.models.params import Params
 
 
@@ -18,17 +19,23 @@ class TrainState:
       params: float32 parameters of the Segmenter.
       opt_state: state of the optimizer, of the trained parameters only.
       ema: exponential moving average of `params`, or None.
+      stats: running statistics of a batch norm before the head, or None.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
     ema: Params | None = None
+    stats: Params | None = None
 
     @property
     def eval_params(self) -> Params:
-        """The parameters to evaluate and to keep: the average where there is one."""
-        return self.params if self.ema is None else self.ema
+        """The parameters to evaluate and to keep, of the network with `head_norm="none"`.
+
+        The average where there is one.
+        """
+        params = self.params if self.ema is None else self.ema
+        return params if self.stats is None else fold_head_norm(params, self.stats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,7 @@ class StepOptions:
       photometric: apply photometric distortion.
       grad_accum_steps: parts the global batch is processed in, one after the other.
       freeze_encoder: leave the encoder's parameters as they are.
+      from_features: batches hold the tokens of a frozen encoder in the place of images.
       ema_decay: of the moving average of the parameters; 0 means none is kept.
       skip_non_finite: leave everything but the step as it is where the loss, the gradient or the
         update is not finite.
@@ -54,6 +62,7 @@ class StepOptions:
     photometric: bool = True
     grad_accum_steps: int = 1
     freeze_encoder: bool = False
+    from_features: bool = False
     ema_decay: float = 0.0
     skip_non_finite: bool = False
 

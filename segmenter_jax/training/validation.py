@@ -48,10 +48,12 @@ class Validation:
         """
         self._experiment, self._workdir, self._log = experiment, workdir, log
         d, program = experiment.description, experiment.program
+        # What is evaluated and kept has the norm before its head folded in.
+        plain = program.model.clone(config=dataclasses.replace(d.model, head_norm="none"))
         # Hosts see different numbers of windows, so each works on its own devices.
         devices = [x for x in program.mesh.devices.flat if x.process_index == jax.process_index()]
         self._engine = SlidingWindow(
-            program.model, experiment.settings, mean=d.mean, std=d.std, devices=devices
+            plain, experiment.settings, mean=d.mean, std=d.std, devices=devices
         )
         self._best = self._saved_score()
 
@@ -154,7 +156,9 @@ class Validation:
             "scored_on": self._scored_on(),
         }
         # How this machine computed is no property of the weights.
-        model = dataclasses.replace(d.model, attention="auto", remat=False, scan_layers=False)
+        model = dataclasses.replace(
+            d.model, attention="auto", remat=False, scan_layers=False, head_norm="none"
+        )
         description = dataclasses.replace(d, model=model, provenance=provenance)
         save_model(self._workdir / LATEST, description, params)
         if score is not None and score > self._best:

@@ -54,6 +54,8 @@ FIXED_FIELDS = frozenset(
         "model.decoder_dropout_rate",
         "model.decoder_attention_dropout_rate",
         "model.decoder_drop_path_rate",
+        "model.head_norm",
+        "model.head_dropout_rate",
     }
 )
 

@@ -40,9 +40,9 @@ def test_seeds_steps_augmentation_and_parts_draw_with_keys_of_their_own(parts, m
         note(key)
         return batch["image"]
 
-    def loss_sum(program, trained, frozen, image, label, key):
+    def loss_sum(program, trained, frozen, stats, image, label, key):
         note(key)
-        return optax.global_norm(trained), jnp.ones(())
+        return optax.global_norm(trained), (jnp.ones(()), stats)
 
     monkeypatch.setattr(training_program, "prepare_image", prepare_image)
     monkeypatch.setattr(training_program, "loss_sum", loss_sum)

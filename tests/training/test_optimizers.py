@@ -25,6 +25,13 @@ def test_polynomial_schedule_equals_the_reference_at_every_step(golden_dir):
     np.testing.assert_allclose(ours, golden["lr"], rtol=5e-6)
 
 
+def test_polynomial_schedule_warms_up_below_its_decay():
+    warmed = optimizers.polynomial_schedule(1.0, 0.0, 100, power=1.0, warmup_steps=10)
+    np.testing.assert_allclose(
+        [warmed(i) for i in (0, 5, 10, 55, 100)], [0, 0.5 * 0.95, 0.9, 0.45, 0], atol=1e-6
+    )
+
+
 def test_cosine_schedule_warms_up_peaks_and_ends_at_the_minimum():
     schedule = optimizers.warmup_cosine_schedule(1.0, 0.1, total_steps=110, warmup_steps=10)
     np.testing.assert_allclose(
@@ -146,7 +153,7 @@ def test_clipping_bounds_the_global_norm():
             {"name": "linear"},
             r"schedule 'linear' is unknown; choose from \('polynomial', 'cosine'\)",
         ),
-        ({"warmup_steps": 5}, "has no warm-up"),
+        ({"warmup_steps": 100}, "warmup_steps=100 must be"),
         ({"name": "cosine", "warmup_steps": 100}, "warmup_steps=100 must be"),
         ({"total_steps": 0}, "total_steps must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be at least 0, got -1.0"),
