@@ -35,6 +35,14 @@ PAPER = {
     "cityscapes_vitl16": (19, 768, 1024, 24, "mask", 1, 80_352),
 }
 
+# Linear probes: width, frozen steps, batch, weight decay, as published by the backbones' authors.
+PROBES = {
+    "ade20k_dinov3_vitl16_linear": (1024, 40_000, 16, 1e-3),
+    "ade20k_dinov3_vitb16_linear": (768, 40_000, 16, 1e-3),
+    "ade20k_dinov3_vits16_linear": (384, 40_000, 16, 1e-3),
+    "ade20k_dinov2_vitb14_linear": (768, 40_000, 16, 1e-4),
+}
+
 
 def load(name):
     return importlib.import_module(f"segmenter_jax.configs.{name}").get_config()
@@ -75,17 +83,23 @@ def test_config_builds_its_model_and_schedule(name):
         lambda x: model.init_with_output(jax.random.key(0), x), image
     )
     patch = description.model.patch_size
-    assert logits.shape == (1, crop // patch, crop // patch, num_classes)
+    assert logits.shape == (1, -(-crop // patch), -(-crop // patch), num_classes)
     if name in PAPER:
         _, crop, width, depth, decoder, extra, steps = PAPER[name]
         c = description.model
         assert (c.image_size, c.width, c.depth) == ((crop, crop), width, depth)
         assert (c.decoder, c.num_extra_tokens, config.total_steps) == (decoder, extra, steps)
         assert ("class_embedding" in variables["params"]["decoder"]) == (decoder == "mask")
+    if name in PROBES:
+        o, e = config.optimizer, config.eval
+        probe = description.model.width, config.total_steps, config.batch_size, o.weight_decay
+        assert probe == PROBES[name]
+        assert (o.freeze_encoder, description.model.head_norm) == (True, "batch")
+        assert (crop, e.window, e.stride) == (512, 512, 341)
 
 
 def test_every_published_result_has_a_config():
-    assert set(PAPER) <= set(NAMES)
+    assert PAPER.keys() | PROBES.keys() <= set(NAMES)
 
 
 def test_no_field_is_read_with_a_default_of_its_own():
@@ -107,7 +121,7 @@ def test_wrong_class_weights_are_refused(value, message):
     config.loss.class_weights = value
     description = experiment.describe(config, DatasetSpec("any", tuple("abc"), ((0, 0, 0),) * 3))
     with pytest.raises(ValueError, match=message):
-        experiment.make_options(config, description)
+        experiment.make_options(config, description, from_features=False)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,9 @@ def test_wrong_values_are_refused_with_the_place_of_their_field(monkeypatch, nam
     config = common.get_config()
     config.update_from_flattened_dict({name: value})
     spec = DatasetSpec("any", tuple("abc"), ((0, 0, 0),) * 3)
-    dataset = types.SimpleNamespace(spec=spec, source=lambda _: (), warnings=())
+    dataset = types.SimpleNamespace(
+        spec=spec, source=lambda _: (), warnings=(), splits={"train": 9}
+    )
     monkeypatch.setattr(experiment, "build_dataset", lambda *_: dataset)
     with pytest.raises(ValueError, match=message):
         experiment.build(config)
