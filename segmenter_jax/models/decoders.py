@@ -104,9 +104,7 @@ class Upscale(nn.Module):
         weights = self.param("depthwise", dense_init, (3, 3, width)).astype(dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         shifts = [(i, j) for i in range(3) for j in range(3)]
-        x = sum(
-            weights[i, j] * padded[:, i : i + 2 * rows, j : j + 2 * columns] for i, j in shifts
-        )
+        x = sum(weights[i, j] * padded[:, i : i + 2 * rows, j : j + 2 * columns] for i, j in shifts)
         x = LayerNorm(_UPSCALE_EPS, dtype, name="norm")(x.reshape(batch, -1, width))
         return x.reshape(batch, 2 * rows, 2 * columns, width)
 

@@ -22,7 +22,7 @@ from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.resampling import Method
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
-from segmenter_jax.training.program import TrainProgram
+from segmenter_jax.training.program import TrainProgram, check_decoder
 from segmenter_jax.training.state import StepOptions
 
 # As a variant or a normalisation: that of the weights which a run starts from.
@@ -224,6 +224,8 @@ def make_transform(config: ml_collections.ConfigDict, spec: DatasetSpec) -> Trai
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Raises ValueError for what can be found wrong before the dataset is known."""
     _check_ranges(config)
+    with _group("model"):
+        check_decoder(config.model.decoder)
     sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
 
 

@@ -1,12 +1,14 @@
 """Makes tests/golden/backbones: tiny random networks as `transformers` saves them, and tokens.
 
-  pip install transformers torch safetensors; python -m tests.soak.make_backbone_goldens
+  pip install transformers torch safetensors; python -m tests.soak.make_backbone_goldens [NAME ...]
 
 Of EoMT, the logits of masks and of classes. Every parameter is perturbed, so that each one matters.
 The suite reads what is stored and needs no `transformers`. Made with transformers 5.24.0.
 """
 
 import pathlib
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -70,9 +72,11 @@ def save_perturbed(network: torch.nn.Module, name: str) -> torch.Generator:
     return generator
 
 
-def save_segmenters() -> None:
+def save_segmenters(wanted: Sequence[str]) -> None:
     """Writes a folder for each EoMT; masks of attention are off, as at the end of its training."""
     for name, network, patch in segmenters():
+        if wanted and name not in wanted:
+            continue
         network.attn_mask_probs.zero_()
         generator = save_perturbed(network, name)
         image = torch.randn(2, 3, 4 * patch, 4 * patch, generator=generator)
@@ -87,10 +91,12 @@ def save_segmenters() -> None:
         print(name, found.masks_queries_logits.shape, found.class_queries_logits.shape)
 
 
-def main() -> None:
-    """Writes a folder for each network."""
-    save_segmenters()
+def main(wanted: Sequence[str]) -> None:
+    """Writes a folder for each network, or for those of the names wanted."""
+    save_segmenters(wanted)
     for name, network, patch, options in networks():
+        if wanted and name not in wanted:
+            continue
         generator = save_perturbed(network, name)
         expected = {}
         for case, (rows, columns) in GRIDS.items():
@@ -104,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
