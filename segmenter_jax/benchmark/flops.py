@@ -30,7 +30,7 @@ def num_tokens(config: SegmenterConfig) -> int:
 def forward_flops(config: SegmenterConfig) -> dict[str, int]:
     """Matmul FLOPs (2 x multiply-add) of the forward pass of one image, by part.
 
-    Upsampling, what follows it with the decoder "eomt", and loss are left out: they are no work of the network, and how much they cost
+    Upsampling, what follows it with the decoder "eomt", and loss are left out: how much they cost
     depends on how they are written.
     """
     width, classes = config.width, config.num_classes

@@ -53,7 +53,7 @@ class ConvertOptions:
     base_size: int | None = None
     seed: int = 0
     entry: str | None = None
-    base: str | None = None
+    base: os.PathLike | str | None = None
 
 
 def convert(
@@ -71,6 +71,8 @@ def convert(
     Raises:
       ValueError: the source cannot be read or explained, or lacks what the options must give.
     """
+    if options.base is not None:
+        options = dataclasses.replace(options, base=os.fspath(options.base))
     base = open_source(options.base, Hints(options.num_heads)) if options.base else None
     opened = open_source(source, Hints(options.num_heads, options.image_size, base), options.entry)
     config = _target_config(opened, options)

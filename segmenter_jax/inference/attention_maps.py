@@ -71,7 +71,7 @@ def attention_rollout(
     for i in range(layer + 1):
         weights = _layer_weights(state[ATTENTION_MAPS], "encoder", i).mean(axis=1)
         step = 0.5 * (weights + jnp.eye(weights.shape[-1]))
-        if flow is not None and (queries := len(step[0]) - len(flow[0])):
+        if flow is not None and (queries := step.shape[-1] - flow.shape[-1]):
             # They enter here, each from itself.
             whole = jnp.pad(flow, ((0, 0), (queries, 0), (queries, 0)))
             flow = whole.at[:, :queries, :queries].set(jnp.eye(queries))
