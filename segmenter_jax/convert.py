@@ -27,10 +27,11 @@ Converts weights to a model directory, which every other command takes.
 
 SOURCE is one of: Google's ViT .npz (released or newer names, big_vision); timm's or DeiT's ViT
 (.pth, .safetensors); DINOv2, DINOv3, SigLIP, MAE and other ViTs as folders of the Hugging Face hub,
-the first two also as their original files; the authors' Segmenter (.pth or .safetensors beside its
-variant.yml, or the folder of both); mmsegmentation's Segmenter (.pth); a model directory or workdir
-of this package; a published name: augreg/Ti_16, augreg/S_16, augreg/B_16, augreg/B_8, augreg/L_16
-(downloaded once); an https:// address or another remote path. The content tells the format.
+the first two also as their original files; EoMT on DINOv2 or DINOv3, as folders of the hub or
+original files; the authors' Segmenter (.pth or .safetensors beside its variant.yml, or the folder
+of both); mmsegmentation's Segmenter (.pth); a model directory or workdir of this package; a
+published name: augreg/Ti_16, augreg/S_16, augreg/B_16, augreg/B_8, augreg/L_16 (downloaded once);
+an https:// address or another remote path. The content tells the format.
 
 Pretrained encoders get a new, randomly initialised decoder and need --num_classes. The report says
 which parameters were mapped, resized, newly initialised and dropped; an array without an
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--overwrite", action="store_true", help="replace OUTPUT if it is a directory of this kind")
     add("--entry", metavar="NAME", help="which of several sets of weights in SOURCE, say model_ema")
+    add("--base", metavar="SOURCE", help="DINOv3's weights, where SOURCE is EoMT's change of them")
     add("--variant", help="insist on a size, for example L/16")
     add("--image_size", type=_size, help="training size in pixels: 640, or HEIGHTxWIDTH")
     add("--num_classes", type=int, help="classes; another number re-initialises what depends on it")

@@ -62,6 +62,8 @@ def test_the_fields_of_the_model_group_are_those_of_the_network():
     elsewhere = {"num_classes", "in_channels", "image_size", "patch_size", "mlp", "mlp_dim"}
     elsewhere |= {"class_token", "num_registers", "layer_scale", "rope_base", "rope_periods"}
     elsewhere |= {"position", "position_size", "position_resize"}
+    # Of a decoder that is not trained.
+    elsewhere |= {"num_queries"}
     assert set(common.get_config().model.keys()) - {"variant"} == fields - elsewhere
 
 
@@ -76,7 +78,9 @@ def unread(cls: type[SegmenterConfig]) -> set[str]:
             return super().__getattribute__(name)
 
     rotated = golden_config("segm_linear_distilled", position="rope")
-    for plain in (golden_config("segm_mask"), golden_config("segm_linear_distilled"), rotated):
+    queries = golden_config("segm_mask", decoder="eomt")
+    linear = golden_config("segm_linear_distilled")
+    for plain in (golden_config("segm_mask"), linear, rotated, queries):
         config = Spy(**dataclasses.asdict(plain))
         read.clear()  # Of the checks that a configuration makes of itself.
         model, image = Segmenter(config), jnp.zeros((1, 64, 64, 3))

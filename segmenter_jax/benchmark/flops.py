@@ -30,7 +30,7 @@ def num_tokens(config: SegmenterConfig) -> int:
 def forward_flops(config: SegmenterConfig) -> dict[str, int]:
     """Matmul FLOPs (2 x multiply-add) of the forward pass of one image, by part.
 
-    Upsampling and loss are left out: they are no work of the network, and how much they cost
+    Upsampling, what follows it with the decoder "eomt", and loss are left out: how much they cost
     depends on how they are written.
     """
     width, classes = config.width, config.num_classes
@@ -39,11 +39,28 @@ def forward_flops(config: SegmenterConfig) -> dict[str, int]:
         "embedding": 2 * patches * config.patch_size**2 * config.in_channels * width,
         "encoder": config.depth * _block(num_tokens(config), width, config.encoder_block()),
     }
+    if config.decoder == "eomt":
+        return work | _queries(config, patches)
     if config.decoder == "linear":
         return work | {"decoder": 2 * patches * width * classes}
     decoder = config.decoder_depth * _block(patches + classes, width, config.decoder_block())
     projections = 2 * width * width * (2 * patches + classes)
     return work | {"decoder": decoder + projections + 2 * patches * classes * width}
+
+
+def _queries(config: SegmenterConfig, patches: int) -> dict[str, int]:
+    """Parts of `forward_flops` that are others with the decoder "eomt"."""
+    width, queries, block = config.width, config.num_queries, config.encoder_block()
+    tokens, last = patches + config.num_extra_tokens, config.decoder_depth
+    encoder = (config.depth - last) * _block(tokens, width, block)
+    # Each doubling has a product for each of four places; nine more are no matmul.
+    doublings = sum(patches * 4**i * 4 * width * width for i in range(config.num_upscales))
+    heads = queries * width * (3 * width + config.num_classes + 1)
+    masks = patches * 4**config.num_upscales * queries * width
+    return {
+        "encoder": encoder + last * _block(tokens + queries, width, block),
+        "decoder": 2 * (doublings + heads + masks),
+    }
 
 
 @functools.cache

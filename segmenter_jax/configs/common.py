@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout_rate = 0.0  # Of the encoder.
     config.model.attention_dropout_rate = 0.0  # Of the encoder's attention weights.
     config.model.drop_path_rate = 0.1  # Of the encoder's last layer; grows linearly up to it.
-    config.model.decoder = "mask"  # "mask" or "linear".
+    config.model.decoder = "mask"  # "mask" or "linear"; "eomt" is not trained here.
     config.model.decoder_depth = 2  # Layers of the mask decoder.
     config.model.decoder_dropout_rate = 0.1  # Of the mask decoder.
     # Of its attention weights. No fused kernel for GPUs has it: there 0 is faster.

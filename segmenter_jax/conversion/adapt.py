@@ -211,13 +211,15 @@ def _other_decoder(opened: Opened, config: SegmenterConfig) -> str:
     """Why the source's decoder cannot be used; empty if it can."""
     if not opened.has_decoder:
         return "the source has no decoder"
-    kinds = [
-        f"mask decoder of {c.decoder_depth} layers"
-        if c.decoder == "mask"
-        else "linear decoder" + " after a batch norm" * (c.head_norm == "batch")
-        for c in (opened.config, config)
-    ]
+    kinds = [_kind_of_decoder(c) for c in (opened.config, config)]
     return "" if kinds[0] == kinds[1] else f"{kinds[0]} in the source, {kinds[1]} here"
+
+
+def _kind_of_decoder(config: SegmenterConfig) -> str:
+    if config.decoder == "linear":
+        return "linear decoder" + " after a batch norm" * (config.head_norm == "batch")
+    queries = f" and {config.num_queries} queries" if config.decoder == "eomt" else ""
+    return f"{config.decoder} decoder of {config.decoder_depth} layers{queries}"
 
 
 def _numeric_warnings(source: SegmenterConfig, config: SegmenterConfig) -> list[str]:

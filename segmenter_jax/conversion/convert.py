@@ -35,6 +35,7 @@ class ConvertOptions:
       window, stride, base_size: see `ModelDescription`, in pixels.
       seed: of newly initialised parameters.
       entry: which of several sets of weights in one file.
+      base: source of the weights that this one holds differences from (EoMT on DINOv3).
     """
 
     variant: str | None = None
@@ -52,6 +53,7 @@ class ConvertOptions:
     base_size: int | None = None
     seed: int = 0
     entry: str | None = None
+    base: os.PathLike | str | None = None
 
 
 def convert(
@@ -69,7 +71,10 @@ def convert(
     Raises:
       ValueError: the source cannot be read or explained, or lacks what the options must give.
     """
-    opened = open_source(source, Hints(options.num_heads, options.image_size), options.entry)
+    if options.base is not None:
+        options = dataclasses.replace(options, base=os.fspath(options.base))
+    base = open_source(options.base, Hints(options.num_heads)) if options.base else None
+    opened = open_source(source, Hints(options.num_heads, options.image_size, base), options.entry)
     config = _target_config(opened, options)
     description = _describe(opened, config, options)
     params, report = adapt(opened, config, options.seed, options.position_method)
@@ -170,6 +175,12 @@ def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
         raise SourceError(
             f"{opened.source}: holds an encoder only; give num_classes (--num_classes of "
             "python -m segmenter_jax.convert) for a new decoder"
+        )
+    kept = source.decoder == "eomt" and options.num_classes in (None, source.num_classes)
+    if (options.decoder or source.decoder) == "eomt" and not kept:
+        raise SourceError(
+            f"{opened.source}: a new decoder of the kind eomt would have to be trained, which is "
+            "not offered here; that of a released model keeps its classes"
         )
     names = ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}

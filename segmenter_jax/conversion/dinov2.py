@@ -74,7 +74,7 @@ _DROPPED = (
     (r"(embeddings\.)?mask_token$", "token of masked pretraining"),
     (r"(classifier|head)\.", "classification head"),
 )
-_HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}
+HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}
 
 
 def _naming(names: Collection[str]) -> Naming | None:
@@ -102,4 +102,4 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
         else "bicubic",
     }
     images = normalized_as("imagenet")
-    return open_encoder(file, NAME, naming, fields, hints, _DROPPED, images, _HEADS)
+    return open_encoder(file, NAME, naming, fields, hints, _DROPPED, images, HEADS)

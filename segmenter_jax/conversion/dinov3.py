@@ -72,7 +72,7 @@ _DROPPED = (
     (r"local_cls_norm\.", "norm of the class token of small crops"),
     (r"(classifier|head)\.", "classification head"),
 )
-_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32}
+HEADS = {384: 6, 768: 12, 1024: 16, 1280: 20, 4096: 32}
 
 
 def _naming(names: Collection[str]) -> Naming | None:
@@ -95,7 +95,7 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     said = huggingface.read_config(file) if naming.hub else {}
     fields = {
         "position": "rope",
-        "rope_base": float(said.get("rope_theta", 100.0)),
+        "rope_base": rope_base(said),
         "layer_scale": True,
         "layer_norm_eps": 1e-5,
     }
@@ -108,8 +108,14 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     if not any(name in names for name in queries):
         zeros += ["attention/query/bias", "attention/value/bias"]
     return open_encoder(
-        file, NAME, naming, fields, hints, _DROPPED, _images(file), _HEADS, tuple(zeros)
+        file, NAME, naming, fields, hints, _DROPPED, _images(file), HEADS, tuple(zeros)
     )
+
+
+def rope_base(said: dict[str, Any]) -> float:
+    """Longest period that a `config.json` says, in the older or the newer way; else the usual."""
+    inner = said.get("rope_parameters")
+    return float((inner if isinstance(inner, dict) else said).get("rope_theta", 100.0))
 
 
 def _periods(file: ArrayFile) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,14 @@ from flax.traverse_util import flatten_dict
 
 from segmenter_jax.conversion import huggingface
 from segmenter_jax.conversion.arrays import ArrayFile, SourceError
-from segmenter_jax.conversion.mapping import Row, prefixed
+from segmenter_jax.conversion.mapping import (
+    TABLE_WITHOUT_CLASS_TOKEN,
+    WITHOUT_CLASS_TOKEN,
+    Row,
+    prefixed,
+)
 from segmenter_jax.conversion.opening import Entry, Hints, Opened, bind, encoder_fields, network
+from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import abstract_params
 
 # Heads of the sizes that are published, where no file says them.
@@ -58,8 +64,9 @@ def open_encoder(
     description: Mapping[str, Any],
     heads: Heads | None = None,
     zeros: tuple[str, ...] = (),
+    decoder: Callable[[SegmenterConfig], Iterable[Row]] = lambda config: (),
 ) -> Opened:
-    """Opens a file that holds one encoder, see `opening.Format`.
+    """Opens a file that holds one encoder, and maybe a decoder; see `opening.Format`.
 
     Args:
       file: the file.
@@ -72,6 +79,7 @@ def open_encoder(
       description: of `ModelDescription`, as far as no `preprocessor_config.json` says it.
       heads: by width.
       zeros: ends of our names of arrays that are zero in this format and may be absent.
+      decoder: rows of a network's decoder, by our whole names.
 
     Raises:
       SourceError: something is missing, or has no explanation.
@@ -91,6 +99,7 @@ def open_encoder(
     rows = prefixed(stem, "encoder/", "")
     for i in range(made.depth):
         rows += prefixed((*naming.rows, *mlp), f"encoder/encoderblock_{i}/", naming.block.format(i))
+    rows += decoder(made)
     # An empty tuple ends no name.
     absent = [row for row in rows if row.ours.endswith(zeros)]
     bound = [row for row in rows if row not in absent]
@@ -141,7 +150,8 @@ def _patches(file: ArrayFile, stem: list[Row], fields: Mapping[str, Any]) -> int
     """Number of position embeddings of patches; None where positions are rotations."""
     if fields.get("position") == "rope":
         return None
-    (name,) = (row.theirs for row in stem if row.ours == "pos_embedding")
-    if name not in file.arrays or len(shape := file.arrays[name].shape) < 2:
-        raise SourceError(f"{file.path}: array {name} is missing, or no table of positions")
-    return shape[-2] - fields["class_token"]
+    (row,) = (row for row in stem if row.ours == "pos_embedding")
+    if row.theirs not in file.arrays or len(shape := file.arrays[row.theirs].shape) < 2:
+        raise SourceError(f"{file.path}: array {row.theirs} is missing, or no table of positions")
+    only_patches = row.layout in (WITHOUT_CLASS_TOKEN, TABLE_WITHOUT_CLASS_TOKEN)
+    return shape[-2] - (0 if only_patches else fields["class_token"])

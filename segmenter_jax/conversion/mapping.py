@@ -60,6 +60,10 @@ WITHOUT_CLASS_TOKEN = Layout(
     lambda theirs, shape: np.concatenate([np.zeros_like(theirs[:, :1]), theirs], axis=1),
     lambda ours: ours[:, 1:],
 )
+# The same as a table (N, D).
+TABLE_WITHOUT_CLASS_TOKEN = Layout(
+    lambda theirs, shape: WITHOUT_CLASS_TOKEN.read(theirs[None], shape), lambda ours: ours[0, 1:]
+)
 
 
 def linear(ours: str, theirs: str, layout: Layout = LINEAR) -> list[Row]:

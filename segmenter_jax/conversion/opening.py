@@ -92,10 +92,12 @@ class Hints:
     Attributes:
       num_heads: of the encoder, where neither the source nor its width tells.
       image_size: (height, width) in pixels that helps to see a grid of patches that is not square.
+      base: weights that the source may hold differences from.
     """
 
     num_heads: int | None = None
     image_size: tuple[int, int] | None = None
+    base: Opened | None = None
 
 
 class Format(Protocol):
@@ -197,7 +199,7 @@ def network(
             "is not a standard one; give num_heads"
         )
     if patches is None:
-        size = hints.image_size or (_ANY_SIZE, _ANY_SIZE)
+        size = fields.get("image_size") or hints.image_size or (_ANY_SIZE, _ANY_SIZE)
     else:
         size = _image_size(path, patches, fields["patch_size"], fields.get("image_size"), hints)
     try:

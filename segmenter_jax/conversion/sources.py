@@ -12,6 +12,7 @@ from segmenter_jax.checkpoints.model_dir import MODEL_FILE, PARAMS_FOLDER, load_
 from segmenter_jax.conversion import (
     dinov2,
     dinov3,
+    eomt,
     google,
     mae,
     mmseg,
@@ -26,7 +27,7 @@ from segmenter_jax.conversion.locate import locate
 from segmenter_jax.conversion.opening import Entry, Format, Hints, Opened
 
 # In the order of detection; all but the last, whose names are the least, exclude each other.
-FORMATS: tuple[Format, ...] = (google, reference, mmseg, dinov2, dinov3, siglip, mae, timm)
+FORMATS: tuple[Format, ...] = (google, reference, mmseg, eomt, dinov2, dinov3, siglip, mae, timm)
 MODEL_DIRECTORY = "segmenter_jax"
 
 
@@ -45,10 +46,13 @@ def open_source(source: os.PathLike | str, hints: Hints, entry: str | None = Non
     if place.is_model:
         if entry is not None:
             raise SourceError(f"{place.path}: a model directory has one set of weights, no entries")
+        _check_no_base(place.path, MODEL_DIRECTORY, hints)
         return _open_model(place.path)
     file = read_arrays(place.path, _known, entry)
     for form in FORMATS:
         if form.detect(file.arrays):
+            if form is not eomt:
+                _check_no_base(file.path, form.NAME, hints)
             opened = form.open(file, hints)
             beside = "beside the model's own arrays"
             outside = [(name, shape, beside) for name, shape in file.outside.items()]
@@ -64,6 +68,11 @@ def open_source(source: os.PathLike | str, hints: Hints, entry: str | None = Non
         f"({', '.join(form.NAME for form in FORMATS)}); it begins with "
         f"{', '.join(sorted(file.arrays)[:3])}"
     )
+
+
+def _check_no_base(path: os.PathLike, format: str, hints: Hints) -> None:
+    if hints.base is not None:
+        raise SourceError(f"{path}: {format} holds whole weights, so there is no base for them")
 
 
 def _known(names: Collection[str]) -> bool:

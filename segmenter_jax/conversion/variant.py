@@ -140,6 +140,8 @@ def make_variant(description: ModelDescription) -> tuple[str, list[str]]:
     for field in _NOT_THERE:
         if (value := getattr(config, field)) != getattr(plain, field):
             raise ValueError(f"the reference has no {field}={value!r}")
+    if config.decoder not in _DECODERS.values():
+        raise ValueError(f"the reference has no decoder {config.decoder!r}")
     if config.mlp_dim not in (None, 4 * config.width):
         raise ValueError(f"the reference has no mlp_dim={config.mlp_dim} at width {config.width}")
     normalization = _normalization_name(description)

@@ -43,7 +43,8 @@ def attention_weights(
     Returns:
       The low-resolution logits, see `Segmenter`, and float32 (B, heads, T, T), rows summing to 1:
       row = token that attends, column = token attended to. Tokens of the encoder are the extra
-      ones and then the patches, of the decoder the patches and then the classes.
+      ones and then the patches, after the queries in those layers that have some; of the decoder
+      the patches and then the classes.
     """
     logits, state = model.apply({"params": params}, image, mutable=[ATTENTION_MAPS])
     return logits, _layer_weights(state[ATTENTION_MAPS], part, layer)
@@ -70,6 +71,10 @@ def attention_rollout(
     for i in range(layer + 1):
         weights = _layer_weights(state[ATTENTION_MAPS], "encoder", i).mean(axis=1)
         step = 0.5 * (weights + jnp.eye(weights.shape[-1]))
+        if flow is not None and (queries := step.shape[-1] - flow.shape[-1]):
+            # They enter here, each from itself.
+            whole = jnp.pad(flow, ((0, 0), (queries, 0), (queries, 0)))
+            flow = whole.at[:, :queries, :queries].set(jnp.eye(queries))
         highest = jax.lax.Precision.HIGHEST
         flow = step if flow is None else jnp.einsum("bij,bjk->bik", step, flow, precision=highest)
     return logits, flow
@@ -132,15 +137,18 @@ def attention_maps(
     image = _scaled_picture(predictor, picture)
     config = predictor.model.config
     grid = patch_grid(image.shape[:2], config.patch_size)
-    _check_memory(grid, config.num_heads, config.num_classes)
+    queries = config.num_queries if config.decoder == "eomt" else 0
+    _check_memory(grid, config.num_heads, max(config.num_classes, queries))
 
     if patch is None and class_name is None and not config.class_token:
         raise ValueError("the encoder has no class token; choose a patch")
     logits, weights = _run(predictor, image, part, layer, rollout)
-    first = config.num_extra_tokens if part == "encoder" else 0
+    # Tokens before the class token.
+    before = queries if layer >= config.depth - config.decoder_depth else 0
+    first = config.num_extra_tokens + before if part == "encoder" else 0
     num_patches = math.prod(grid)
     cell = mask = None
-    token, name = 0, "class token"
+    token, name = before, "class token"
     if class_name is not None:
         class_id = predictor.classes.index(class_name)
         token, name = num_patches + class_id, f"class {class_name}"
@@ -188,8 +196,8 @@ def _check_choices(
     return layer % depth
 
 
-def _check_memory(grid: tuple[int, int], num_heads: int, num_classes: int) -> None:
-    tokens = math.prod(grid) + num_classes
+def _check_memory(grid: tuple[int, int], num_heads: int, others: int) -> None:
+    tokens = math.prod(grid) + others
     if (size := 4 * num_heads * tokens**2) > MAX_LAYER_BYTES:
         raise ValueError(
             f"{grid[0]} x {grid[1]} patches give {size >> 20} MB of attention weights in a layer, "

@@ -36,6 +36,10 @@ WINDOWS, _CPU_WINDOWS = 8, 1
 # windows of 768 with stride 512, are 126 windows.
 _SLOTS = 128
 
+# What it begins with at most, on each device: where there are outputs for every pixel, windows are
+# large.
+_POOL_BYTES = 2**31
+
 # On each device, bounds of the maps of one call, and of the logits of the tiles made at a time.
 _CALL_BYTES = 2**28
 
@@ -110,11 +114,13 @@ class DeviceWay:
         self.config, self.mesh = c, mesh
         self.network = {"mesh": mesh, "model": model, "mean": mean, "std": std}
         self.split, self.split_tiles = (NamedSharding(mesh, s) for s in (SPLIT, SPLIT_TILES))
-        self.grid = patch_grid((settings.window, settings.window), c.patch_size)
-        self.tiling = Tiling(settings.window, settings.stride, c.patch_size, on_cpu)
+        self.grid = patch_grid((settings.window, settings.window), c.cell_size)
+        self.tiling = Tiling(settings.window, settings.stride, c.cell_size, on_cpu)
         windows = mesh.size * (_CPU_WINDOWS if on_cpu else WINDOWS)
         self.batch_size = round_up(settings.batch_size or windows, mesh.size)
-        self.slots = max(_SLOTS, 4 * self.batch_size // mesh.size)
+        share = self.batch_size // mesh.size
+        most = _POOL_BYTES // (4 * c.num_classes * math.prod(self.grid))
+        self.slots = max(min(max(_SLOTS, 4 * share), most), 2 * share)
         self._settings, self._on_cpu = settings, on_cpu
 
     def results(
@@ -150,6 +156,7 @@ class DeviceWay:
             "outputs": outputs,
             "top_k": top_k,
             "on_cpu": self._on_cpu,
+            "scores": self.config.gives_scores,
         }
 
     def lower_programs(

@@ -32,7 +32,7 @@ def _forward(
     return model.apply({"params": params}, normalize(windows, None, mean, std))
 
 
-_tile_maps = jax.jit(tile_maps, static_argnames=("outputs", "top_k", "on_cpu"))
+_tile_maps = jax.jit(tile_maps, static_argnames=("outputs", "top_k", "on_cpu", "scores"))
 
 
 class HostWay:
@@ -50,8 +50,9 @@ class HostWay:
         c = model.config
         self._network = {"model": model, "mean": mean, "std": std}
         self._num_classes = c.num_classes
-        self._grid = patch_grid((settings.window, settings.window), c.patch_size)
-        self._tiling = Tiling(settings.window, settings.stride, c.patch_size, on_cpu=True)
+        self._scores = c.gives_scores
+        self._grid = patch_grid((settings.window, settings.window), c.cell_size)
+        self._tiling = Tiling(settings.window, settings.stride, c.cell_size, on_cpu=True)
         self._device = NamedSharding(mesh, jax.P())
         self._calls = Calls(settings.batch_size)
         # Windows at a time are shared between the calls that run at a time.
@@ -94,6 +95,7 @@ class HostWay:
         """
         tiles = self._tiling.cut([(v.size, v.flipped) for v in image.versions], image.size)
         options = {"outputs": outputs, "top_k": top_k, "on_cpu": True}
+        options["scores"] = self._scores
 
         def start(tile: int) -> Callable[[], Maps]:
             rows, columns, *taps = tiles.operands(np.array([tile]))

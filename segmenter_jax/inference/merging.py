@@ -85,12 +85,19 @@ def _resample(rows: Taps, columns: Taps, logits: jax.Array) -> jax.Array:
     return merged.reshape(tiles, rows.shape[1], num_classes, columns.shape[1])
 
 
-def _mean_probs(rows: Taps, columns: Taps, logits: jax.Array) -> jax.Array:
+def _normalised(values: jax.Array, scores: bool) -> jax.Array:
+    """Logits, or scores, (T, y, K, x) -> probabilities."""
+    if not scores:
+        return jax.nn.softmax(values, axis=2)
+    return values / jnp.maximum(values.sum(axis=2, keepdims=True), jnp.finfo(values.dtype).tiny)
+
+
+def _mean_probs(rows: Taps, columns: Taps, logits: jax.Array, scores: bool) -> jax.Array:
     """Operands of all versions, stacked -> their mean probabilities (T, y, K, x)."""
 
     def add(v: jax.Array, total: jax.Array) -> jax.Array:
         version = jax.tree.map(lambda operand: operand[v], (rows, columns, logits))
-        return total + jax.nn.softmax(_resample(*version), axis=2)
+        return total + _normalised(_resample(*version), scores)
 
     num_versions, tiles, height, _ = rows.columns.shape
     zeros = jnp.zeros((tiles, height, logits.shape[-1], columns.columns.shape[2]), jnp.float32)
@@ -105,6 +112,7 @@ def tile_maps(
     outputs: tuple[str, ...],
     top_k: int,
     on_cpu: bool,
+    scores: bool,
 ) -> dict[str, jax.Array]:
     """Maps of T tiles from their V versions.
 
@@ -114,16 +122,17 @@ def tile_maps(
       outputs: of `OUTPUTS`.
       top_k: classes of the outputs "top_ids" and "top_probs".
       on_cpu: choose what XLA's CPU compiler is good at.
+      scores: the logits are scores, whose shares of their sum are probabilities.
 
     Returns:
       The outputs, (T, y, x) or (T, y, x, K) or (T, y, x, top_k).
     """
     num_versions, num_classes = len(logits), logits.shape[-1]
     if outputs == ("ids",) and num_versions == 1:
-        # With one version the softmax changes no order, and is left out.
+        # With one version probabilities are in the same order, and are left out.
         version = jax.tree.map(lambda operand: operand[0], (rows, columns, logits))
         return {"ids": _best_class(_resample(*version), on_cpu)}
-    probs = _mean_probs(rows, columns, logits)
+    probs = _mean_probs(rows, columns, logits, scores)
     maps = {}
     if "ids" in outputs:
         maps["ids"] = _best_class(probs, on_cpu)

@@ -81,7 +81,9 @@ def _gather(pool: jax.Array, index: jax.Array, num_devices: int) -> jax.Array:
     return jax.lax.psum_scatter(logits, AXIS, scatter_dimension=1, tiled=True)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "group", "outputs", "top_k", "on_cpu"))
+@functools.partial(
+    jax.jit, static_argnames=("mesh", "group", "outputs", "top_k", "on_cpu", "scores")
+)
 def merge_tiles(
     pool: jax.Array,
     index: jax.Array,
@@ -93,6 +95,7 @@ def merge_tiles(
     outputs: tuple[str, ...],
     top_k: int,
     on_cpu: bool,
+    scores: bool,
 ) -> dict[str, jax.Array]:
     """Maps of T tiles, whichever images they are of.
 
@@ -103,7 +106,7 @@ def merge_tiles(
       rows, columns: see `tile_maps`.
       mesh: the devices.
       group: tiles that a device makes at a time; divides its share of T.
-      outputs, top_k, on_cpu: see `tile_maps`.
+      outputs, top_k, on_cpu, scores: see `tile_maps`.
 
     Returns:
       See `tile_maps`.
@@ -111,7 +114,8 @@ def merge_tiles(
 
     def maps_of_group(pool, index, rows, columns):
         logits = _gather(pool, index, mesh.size)
-        return tile_maps(rows, columns, logits, outputs=outputs, top_k=top_k, on_cpu=on_cpu)
+        options = {"outputs": outputs, "top_k": top_k, "on_cpu": on_cpu, "scores": scores}
+        return tile_maps(rows, columns, logits, **options)
 
     def local(pool, *operands):
         def groups(x):

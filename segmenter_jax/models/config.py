@@ -15,7 +15,7 @@ from segmenter_jax.models.variants import VARIANTS
 
 DTYPES = ("float32", "bfloat16")
 
-Decoder = Literal["mask", "linear"]
+Decoder = Literal["mask", "linear", "eomt"]
 HeadNorm = Literal["none", "batch"]
 Position = Literal["learned", "rope"]
 RopePeriods = Literal["float32", "bfloat16"]
@@ -43,9 +43,12 @@ class SegmenterConfig:
       layer_scale: a learned factor per channel on every residual branch (DINOv2, DINOv3).
       dropout_rate, attention_dropout_rate, drop_path_rate: of the encoder: of tokens, of attention
         weights, and of stochastic depth, which grows linearly with depth.
-      decoder: "mask" or "linear".
-      decoder_depth, decoder_dropout_rate, decoder_attention_dropout_rate,
-        decoder_drop_path_rate: of the mask decoder.
+      decoder: "mask", "linear", or "eomt", which has queries among the tokens of the encoder's last
+        layers, and is not trained here.
+      decoder_depth: layers of the mask decoder; of "eomt", those of the encoder with queries.
+      num_queries: of "eomt".
+      decoder_dropout_rate, decoder_attention_dropout_rate, decoder_drop_path_rate: of the mask
+        decoder.
       head_norm, head_dropout_rate: of the linear decoder's input, in training: "batch" normalises
         its channels, and is folded into `head` when the model is kept; share of channels that an
         image is left without.
@@ -83,6 +86,7 @@ class SegmenterConfig:
     drop_path_rate: float = 0.1
     decoder: Decoder = "mask"
     decoder_depth: int = 2
+    num_queries: int = 100
     decoder_dropout_rate: float = 0.1
     decoder_attention_dropout_rate: float = 0.1
     decoder_drop_path_rate: float = 0.0
@@ -113,6 +117,8 @@ class SegmenterConfig:
             )
         if self.distilled and not self.class_token:
             raise ValueError("a distillation token needs class_token=True")
+        if self.decoder == "eomt":
+            _check_queries(self)
 
     @classmethod
     def from_variant(cls, variant: str, **overrides: Any) -> "SegmenterConfig":
@@ -182,9 +188,25 @@ class SegmenterConfig:
         """Class token, distillation token and registers, as far as there are any."""
         return self.num_positioned_tokens + self.num_registers
 
+    @property
+    def num_upscales(self) -> int:
+        """Doublings of the patch grid in the decoder "eomt", whose masks are at a quarter."""
+        return max(int(math.log2(self.patch_size)) - 2, 1)
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether outputs are scores of at least 0 ("eomt"); else they are logits."""
+        return self.decoder == "eomt"
+
+    @property
+    def cell_size(self) -> int:
+        """Side of the square that one output is for, in pixels: a patch, a pixel of "eomt"."""
+        return 1 if self.gives_scores else self.patch_size
+
 
 def _check_ranges(config: SegmenterConfig) -> None:
-    for field in ("num_classes", "width", "depth", "num_heads", "patch_size", "in_channels"):
+    positive = ("num_classes", "width", "depth", "num_heads", "patch_size", "in_channels")
+    for field in (*positive, "num_queries"):
         if (value := getattr(config, field)) < 1:
             raise ValueError(f"{field} must be at least 1, got {value}")
     if config.num_registers < 0:
@@ -197,6 +219,18 @@ def _check_ranges(config: SegmenterConfig) -> None:
         value = getattr(config, field.name)
         if field.name.endswith("_rate") and not 0 <= value < 1:
             raise ValueError(f"{field.name} must be in [0, 1), got {value}")
+
+
+def _check_queries(config: SegmenterConfig) -> None:
+    if not 1 <= config.decoder_depth <= config.depth:
+        raise ValueError(
+            f"decoder_depth={config.decoder_depth} must be in 1..depth={config.depth} with the "
+            'decoder "eomt", whose queries enter so many layers before the encoder\'s end'
+        )
+    if config.patch_size % (parts := 2**config.num_upscales):
+        raise ValueError(
+            f'the decoder "eomt" needs a patch_size that {parts} divides, got {config.patch_size}'
+        )
 
 
 def _check_choices(config: SegmenterConfig) -> None:

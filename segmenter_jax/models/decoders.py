@@ -1,4 +1,4 @@
-"""Decoders: patch tokens to one logit per patch and class."""
+"""Decoders: patch tokens to one logit per patch and class; or, of queries, to masks and classes."""
 
 from typing import Any
 
@@ -8,11 +8,24 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from segmenter_jax.models.config import SegmenterConfig
-from segmenter_jax.models.layers import Dense, LayerNorm, dense_init
+from segmenter_jax.models.layers import Dense, KernelBias, LayerNorm, dense, dense_init, gelu
 from segmenter_jax.models.placement import Placement
 from segmenter_jax.models.transformer import block_class, drop_path_rates
 
 _NORM_EPS = 1e-5
+# Whatever the encoder's.
+_UPSCALE_EPS = 1e-6
+
+
+def _logits(number: int, **options: Any) -> nn.Dense:
+    """A dense layer whose results are logits, float32 whatever the compute type."""
+    return nn.Dense(
+        number,
+        dtype=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST,
+        kernel_init=dense_init,
+        **options,
+    )
 
 
 class LinearDecoder(nn.Module):
@@ -40,15 +53,7 @@ class LinearDecoder(nn.Module):
                 dtype=jnp.float32,
                 name="head_norm",
             )(patches)
-        # Logits are float32 whatever the compute type.
-        dense = nn.Dense(
-            c.num_classes,
-            dtype=jnp.float32,
-            precision=jax.lax.Precision.HIGHEST,
-            kernel_init=dense_init,
-            name="head",
-        )
-        return dense(patches)
+        return _logits(c.num_classes, name="head")(patches)
 
 
 def fold_head_norm(params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
@@ -107,3 +112,68 @@ class MaskTransformerDecoder(nn.Module):
         patches, classes = (_unit_norm(t.astype(jnp.float32)) for t in (patches, classes))
         masks = jnp.einsum("bnd,bkd->bnk", patches, classes, precision=jax.lax.Precision.HIGHEST)
         return LayerNorm(block.layer_norm_eps, jnp.float32, name="mask_norm")(masks)
+
+
+class Upscale(nn.Module):
+    """Doubles a grid of vectors: a transposed convolution of 2 x 2, then a depthwise one of 3 x 3.
+
+    The original's names: itself = conv1, `depthwise` = conv2, `norm` = norm.
+    """
+
+    config: SegmenterConfig
+    mesh: Placement = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, h, w, D) to (B, 2 h, 2 w, D)."""
+        c, dtype = self.config, x.dtype
+        batch, rows, columns, width = x.shape
+        kernel, bias = KernelBias((width, 2, 2, width), (width,), name="transposed")()
+        # Its windows do not overlap: four products side by side.
+        kernel, bias = kernel.reshape(width, -1).astype(dtype), jnp.tile(bias, 4).astype(dtype)
+        x = dense(x.reshape(batch, rows * columns, width), kernel, bias)
+        x = x.reshape(batch, rows, columns, 2, 2, width).swapaxes(2, 3)
+        x = gelu(x.reshape(batch, 2 * rows, 2 * columns, width), c.gelu)
+
+        # Nine products of arrays: compilers for CPUs make a loop over channels of the convolution.
+        weights = self.param("depthwise", dense_init, (3, 3, width)).astype(dtype)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifts = [(i, j) for i in range(3) for j in range(3)]
+        x = sum(weights[i, j] * padded[:, i : i + 2 * rows, j : j + 2 * columns] for i, j in shifts)
+        x = LayerNorm(_UPSCALE_EPS, dtype, name="norm")(x.reshape(batch, -1, width))
+        return x.reshape(batch, 2 * rows, 2 * columns, width)
+
+
+class EomtDecoder(nn.Module):
+    """Masks and classes of queries that went through the encoder's last layers.
+
+    Source: Kerssies et al., "Your ViT is Secretly an Image Segmentation Model", 2025. The
+    original's names: `queries` = q, `mask_head_i` = mask_head.{2 i}, `upscale_i` = upscale.i.
+    """
+
+    config: SegmenterConfig
+    mesh: Placement = None
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype(self.mesh))
+        self.queries = self.param("queries", initializers.normal(1.0), (1, c.num_queries, c.width))
+        self.class_head = _logits(c.num_classes + 1)
+        self.mask_head = [Dense(c.width, dtype) for _ in range(3)]
+        self.upscale = [Upscale(c, self.mesh) for _ in range(c.num_upscales)]
+
+    def __call__(self, queries: jax.Array, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps tokens of queries (B, Q, D) and of patches (B, h, w, D) to logits.
+
+        Returns:
+          float32 logits of masks (B, s h, s w, Q), s = 2 ** num_upscales, and of the classes of
+          queries (B, Q, num_classes + 1), the last for none.
+        """
+        vectors = queries
+        for i, layer in enumerate(self.mask_head):
+            vectors = layer(gelu(vectors, self.config.gelu) if i else vectors)
+        for layer in self.upscale:
+            patches = layer(patches)
+        vectors, patches = (x.astype(jnp.float32) for x in (vectors, patches))
+        highest = jax.lax.Precision.HIGHEST
+        masks = jnp.einsum("byxd,bqd->byxq", patches, vectors, precision=highest)
+        return masks, self.class_head(queries)

@@ -20,6 +20,10 @@ Gelu = Literal["exact", "tanh"]
 dense_init = initializers.normal(0.02)
 
 
+# Dense layers whose results are logits.
+LOGITS = ("head", "class_head")
+
+
 @jax.custom_vjp
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Affine map of the last axis; reverse-mode derivative only.
@@ -185,8 +189,8 @@ class LayerNorm(nn.Module):
 def to_compute_type(params: Any, dtype: jnp.dtype) -> Any:
     """Casts what a network casts at every use: the same results for less memory and no casting.
 
-    Layer normalisations, position embeddings and the linear decoder's logits are computed in
-    float32, and their parameters stay so.
+    Layer normalisations, position embeddings and logits of dense layers are computed in float32,
+    and their parameters stay so.
 
     Args:
       params: the tree under "params" of a network or of a block; cast before is as well.
@@ -196,7 +200,7 @@ def to_compute_type(params: Any, dtype: jnp.dtype) -> Any:
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         # A block's own parameters have no module above them.
         module, name = path[-2].key if len(path) > 1 else "", path[-1].key
-        stays = "norm" in module.lower() or module == "head" or name == "pos_embedding"
+        stays = "norm" in module.lower() or module in LOGITS or name == "pos_embedding"
         return leaf if stays else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)

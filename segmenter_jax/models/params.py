@@ -16,7 +16,7 @@ Params = dict[str, Any]
 # Parameters that are added, or are tokens; every other one is the matrix of a product.
 _NO_KERNELS = (
     *("bias", "scale", "layer_scale_0", "layer_scale_1"),
-    *("cls", "dist", "registers", "pos_embedding", "class_embedding"),
+    *("cls", "dist", "registers", "pos_embedding", "class_embedding", "queries"),
 )
 
 

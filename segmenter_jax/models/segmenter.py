@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from segmenter_jax.models.config import SegmenterConfig, patch_grid
-from segmenter_jax.models.decoders import LinearDecoder, MaskTransformerDecoder
+from segmenter_jax.models.decoders import EomtDecoder, LinearDecoder, MaskTransformerDecoder
 from segmenter_jax.models.placement import Placement
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import VisionTransformer
 
-_DECODERS = {"mask": MaskTransformerDecoder, "linear": LinearDecoder}
+_DECODERS = {"mask": MaskTransformerDecoder, "linear": LinearDecoder, "eomt": EomtDecoder}
 
 
 class Segmenter(nn.Module):
     """ViT encoder and decoder; logits stay at patch resolution (see `upsample`).
+
+    With the decoder "eomt" there are scores of pixels instead, see `class_scores`.
 
     Attributes:
       config: the network.
@@ -40,7 +42,8 @@ class Segmenter(nn.Module):
           train: use dropout and stochastic depth (needs the "dropout" rng).
 
         Returns:
-          (B, num_extra_tokens + h * w, width), extra tokens first, in the compute dtype.
+          (B, num_extra_tokens + h * w, width), extra tokens first, in the compute dtype; before
+          them the queries, where the decoder has some.
 
         Raises:
           ValueError: the image has another number of channels than the model.
@@ -50,7 +53,8 @@ class Segmenter(nn.Module):
             raise ValueError(f"image must be (B, H, W, {c.in_channels}), got {image.shape}")
         pad = [(0, -size % c.patch_size) for size in image.shape[1:3]]
         image = jnp.pad(image, ((0, 0), *pad, (0, 0)))
-        return self.encoder(image, not train)
+        queries = self.decoder.queries if c.decoder == "eomt" else None
+        return self.encoder(image, not train, queries)
 
     def encode_patches(self, image: jax.Array, train: bool = False) -> jax.Array:
         """As `encode`, but without the extra tokens: (B, h * w, width)."""
@@ -72,16 +76,60 @@ class Segmenter(nn.Module):
         return logits.reshape(patches.shape[0], *grid, self.config.num_classes)
 
     def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
-        """Low-resolution logits.
+        """Low-resolution logits, or scores of pixels.
 
         Args:
           image: normalised (B, H, W, C), any H and W.
           train: use dropout and stochastic depth (needs the "dropout" rng).
 
         Returns:
-          float32 (B, ceil(H / P), ceil(W / P), num_classes).
+          float32 (B, ceil(H / S), ceil(W / S), num_classes); S is the config's `cell_size`.
         """
+        if self.config.decoder == "eomt":
+            return class_scores(*self.query_logits(image, train), image.shape[1:3])
         return self.decode(self.encode_patches(image, train), image.shape[1:3], train)
+
+    def query_logits(
+        self, image: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array, int]:
+        """What the queries of the decoder "eomt" say.
+
+        Args:
+          image, train: see `__call__`.
+
+        Returns:
+          Logits of masks and of classes, see `EomtDecoder`, and the side of what a mask's logit
+          is for, in pixels.
+        """
+        c = self.config
+        tokens = self.encode(image, train)
+        grid = patch_grid(image.shape[1:3], c.patch_size)
+        patches = tokens[:, c.num_queries + c.num_extra_tokens :]
+        patches = patches.reshape(len(image), *grid, c.width)
+        masks, classes = self.decoder(tokens[:, : c.num_queries], patches)
+        return masks, classes, c.patch_size // 2**c.num_upscales
+
+
+def class_scores(
+    masks: jax.Array, classes: jax.Array, side: int, size: tuple[int, int]
+) -> jax.Array:
+    """Scores of classes at pixels: over all queries, the share of its mask times its class.
+
+    Args:
+      masks, classes, side: see `Segmenter.query_logits`.
+      size: (H, W) wanted, in pixels; what the masks have beyond it is padding.
+
+    Returns:
+      float32 (B, H, W, num_classes), at least 0.
+
+    Source: EoMT, `to_per_pixel_logits_semantic`.
+    """
+    whole = tuple(n * side for n in masks.shape[1:3])
+    shares = nn.sigmoid(upsample(masks, whole, side)[:, : size[0], : size[1]])
+    # The last class is none.
+    weights = nn.softmax(classes)[..., :-1]
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("byxq,bqk->byxk", shares, weights, precision=highest)
 
 
 def upsample(logits: jax.Array, size: tuple[int, int], patch_size: int) -> jax.Array:

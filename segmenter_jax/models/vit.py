@@ -101,31 +101,51 @@ class VisionTransformer(nn.Module):
     mesh: Placement = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, image: jax.Array, deterministic: bool, queries: jax.Array | None = None
+    ) -> jax.Array:
         """Encodes an image.
 
         Args:
           image: normalised (B, H, W, C) with H and W multiples of the patch size, in pixels.
           deterministic: no dropout, no stochastic depth.
+          queries: (1, Q, width), tokens that enter `decoder_depth` layers before the end.
 
         Returns:
-          (B, num_extra_tokens + h * w, width) in the compute dtype.
+          (B, Q + num_extra_tokens + h * w, width) in the compute dtype, queries first.
         """
         c, block = self.config, self.config.encoder_block(self.mesh)
         x = self._tokens(image, block.dtype)
         x = Dropout(c.dropout_rate)(x, deterministic)
         grid = tuple(size // c.patch_size for size in image.shape[1:3])
         rotation = rope_rotation(c, grid) if c.position == "rope" else None
+        last = 0 if queries is None else c.decoder_depth
+        x = self._layers(x, range(c.depth - last), block, deterministic, rotation)
+        if queries is not None:
+            queries = jnp.broadcast_to(queries, (len(x), *queries.shape[1:])).astype(x.dtype)
+            x = jnp.concatenate([queries, x], axis=1)
+            x = self._layers(x, range(c.depth - last, c.depth), block, deterministic, rotation)
+        return LayerNorm(c.layer_norm_eps, block.dtype, name="encoder_norm")(x)
+
+    def _layers(
+        self,
+        x: jax.Array,
+        numbers: range,
+        block: BlockConfig,
+        deterministic: bool,
+        rotation: Rotation | None,
+    ) -> jax.Array:
+        """Some of the layers, one after the other."""
+        c = self.config
         rates = drop_path_rates(c.drop_path_rate, c.depth)
         # Layers of their own make the parameters, and hand attention weights out.
         unrolled = self.is_initializing() or self.is_mutable_collection(ATTENTION_MAPS)
-        if c.scan_layers and not unrolled:
-            x = self._scan(x, block, rates, deterministic, rotation)
-        else:
-            for i, rate in enumerate(rates):
-                layer = block_class(c.remat, self.mesh)(block, rate, name=f"encoderblock_{i}")
-                x = layer(x, deterministic, rotation)
-        return LayerNorm(c.layer_norm_eps, block.dtype, name="encoder_norm")(x)
+        if c.scan_layers and numbers and not unrolled:
+            return self._scan(x, numbers, block, rates, deterministic, rotation)
+        for i in numbers:
+            layer = block_class(c.remat, self.mesh)(block, rates[i], name=f"encoderblock_{i}")
+            x = layer(x, deterministic, rotation)
+        return x
 
     def _tokens(self, image: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Embedded patches after the extra tokens, with their position embeddings."""
@@ -165,12 +185,13 @@ class VisionTransformer(nn.Module):
     def _scan(
         self,
         x: jax.Array,
+        numbers: range,
         config: BlockConfig,
         rates: list[float],
         deterministic: bool,
         rotation: Rotation | None,
     ) -> jax.Array:
-        """All layers in a loop of one body, compiled once whatever the depth.
+        """Layers in a loop of one body, compiled once whatever the depth.
 
         The parameters are stacked here rather than kept so: their names stay those of the
         checkpoints, for a copy of the encoder's parameters and one of their gradients. Where they
@@ -178,7 +199,8 @@ class VisionTransformer(nn.Module):
         """
         params = self.variables["params"]
         # What is cast first is stacked, and sent between devices, at half the size.
-        layers = [params[f"encoderblock_{i}"] for i in range(len(rates))]
+        layers = [params[f"encoderblock_{i}"] for i in numbers]
+        rates = [rates[i] for i in numbers]
         stacked = stack_layers([to_compute_type(x, config.dtype) for x in layers], self.mesh)
         random = not deterministic and bool(
             config.dropout_rate or config.attention_dropout_rate or any(rates)

@@ -11,12 +11,17 @@ from jax.sharding import Mesh
 from segmenter_jax.models.resampling import Method
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import sharding
+from segmenter_jax.training.program import check_decoder
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Raises ValueError for what can be found wrong before the dataset is known."""
     _check_ranges(config)
     _check_frozen(config)
+    try:
+        check_decoder(config.model.decoder)
+    except ValueError as error:
+        raise ValueError(f"config.model: {error}") from error
     sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
 
 

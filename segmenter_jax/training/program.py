@@ -25,6 +25,19 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+def check_decoder(decoder: str) -> None:
+    """Raises ValueError for a decoder that is not trained here.
+
+    What "eomt" lacks: masks of attention in the encoder's last layers (`models.vit`), and a loss on
+    the matched masks of `Segmenter.query_logits` after each of them, in the place of `loss_sum`.
+    """
+    if decoder == "eomt":
+        raise ValueError(
+            'the decoder "eomt" is not trained here: released models are converted, evaluated and '
+            'predicted with, see docs/backbones.md; train the decoder "mask" or "linear"'
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
     """What a run computes; equal programs on equal data make equal runs.
@@ -46,6 +59,7 @@ class TrainProgram:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_decoder(self.model.config.decoder)
         object.__setattr__(self, "model", self.model.clone(mesh=self.mesh))
 
     def abstract_state(self) -> TrainState:

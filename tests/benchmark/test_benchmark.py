@@ -58,6 +58,18 @@ def test_forward_work_of_the_linear_decoder_is_the_compiled_one():
     assert flops.forward_flops(config) == work
 
 
+def test_forward_work_of_the_decoder_with_queries_is_the_compiled_one():
+    config = tiny_network(
+        image_size=(64, 64), patch_size=16, depth=2, decoder="eomt", num_queries=7
+    )
+    tokens, width, mlp = 17, 64, 8 * 64**2
+    first, last = (2 * n * (4 * width**2 + mlp) + 4 * n**2 * width for n in (tokens, tokens + 7))
+    # Grids of 16 patches and of 64 places are doubled; masks have 256.
+    decoder = 2 * (16 + 64) * 4 * width**2 + 2 * 7 * width * (3 * width + 6) + 2 * 256 * 7 * width
+    work = {"embedding": 2 * 16 * 768 * width, "encoder": first + last, "decoder": decoder}
+    assert flops.forward_flops(config) == work
+
+
 def test_utilisation_states_its_inputs():
     values = flops.utilisation(2 * 10**9, 50.0, 4, (0.5, "datasheet"))
     assert values == {

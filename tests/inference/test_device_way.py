@@ -13,6 +13,7 @@ from segmenter_jax.inference.device_way import DeviceWay
 from segmenter_jax.inference.geometry import InferenceSettings, scaled_size, window_anchors
 from segmenter_jax.inference.host_way import HostWay
 from segmenter_jax.inference.merging import OUTPUTS
+from segmenter_jax.inference.pool import AXIS
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.params import abstract_params
@@ -209,3 +210,11 @@ def test_memory_of_a_call_is_bounded_whatever_is_asked_for():
     pixels = 64 * 128 * 4 * 150
     assert share * pixels <= 2**28 and options["group"] * pixels * 2 <= 2**28
     assert share % options["group"] == 0
+
+
+def test_a_pool_of_scores_of_pixels_begins_small():
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:2]), (AXIS,))
+    settings = InferenceSettings(512, 512, batch_size=4)
+    way = DeviceWay(PatchMeans(patch_size=1, num_classes=150), settings, **VIT, mesh=mesh)
+    assert way.grid == (512, 512)
+    assert way.slots == 2**31 // (4 * 150 * 512**2)

@@ -79,11 +79,16 @@ class PatchMeans:
     patch_size: int = 8
     num_classes: int = 3
     in_channels: int = 3
+    gives_scores: bool = False
     mesh: jax.sharding.Mesh | None = None
 
     @property
     def config(self):
         return self
+
+    @property
+    def cell_size(self):
+        return self.patch_size
 
     def clone(self, mesh):
         return dataclasses.replace(self, mesh=mesh)

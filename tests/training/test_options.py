@@ -18,12 +18,15 @@ from segmenter_jax.checkpoints.model_dir import load_description, load_model
 from segmenter_jax.conversion import convert
 from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.inference.predictor import read_model
+from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.config_flag import read_config
 from segmenter_jax.runtime.console import logger
-from segmenter_jax.training import experiment
+from segmenter_jax.training import experiment, sharding
 from segmenter_jax.training.loop import train_and_evaluate
+from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.step_metrics import NonFiniteLossError
+from tests.tiny import tiny_network
 from tests.tiny_runs import LIGHT, state_bytes, tiny_config
 
 
@@ -183,6 +186,15 @@ def test_a_source_that_is_needed_is_asked_for_before_anything_is_built(tmp_path)
         segmenter_jax.train("folder_dinov2", tmp_path / "run", init_from="nonesuch")
     with pytest.raises(ValueError, match="has no field 'batch'"):
         segmenter_jax.train("folder_dinov2", tmp_path / "run", batch=3)
+
+
+def test_a_decoder_that_is_not_trained_is_refused_before_anything_is_built(tmp_path):
+    with pytest.raises(ValueError, match=r'config.model: the decoder "eomt" is not trained here'):
+        segmenter_jax.train("quickstart", tmp_path / "run", model__decoder="eomt")
+    # As by `benchmark step`, which has no config.
+    network = tiny_network(decoder="eomt")
+    with pytest.raises(ValueError, match='the decoder "eomt" is not trained here'):
+        TrainProgram(Segmenter(network), None, None, None, sharding.make_mesh(1, 1))
 
 
 def test_what_replaces_a_part_of_the_source_is_told():
