@@ -68,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--num_classes", type=int, help="classes; another number re-initialises what depends on it")
     add("--decoder", choices=get_args(Decoder), help="another kind is newly initialised")
     add("--in_channels", type=int, help="image channels; patch kernels are inflated")
+    add("--patch_size", type=int, help="in pixels; for another one the patch embedding is resized")
     add("--num_heads", type=int, help="of the encoder, where neither file nor width tells")
     add("--layer_norm_eps", type=float, help="default: what the format was trained with")
     add("--gelu", choices=("exact", "tanh"), help="default: what the format was trained with")

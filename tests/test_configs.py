@@ -84,6 +84,16 @@ def test_config_builds_its_model_and_schedule(name):
         assert ("class_embedding" in variables["params"]["decoder"]) == (decoder == "mask")
 
 
+def test_another_patch_size_keeps_the_number_of_positions():
+    config = load("folder_dinov2")
+    config.model.patch_size = 16
+    model = experiment.model_config(config, 3, 3, SOURCE)
+    assert (model.patch_size, model.position_size, model.grid) == (16, (32, 32), (2, 2))
+    config.model.variant = "dinov2_S/14"
+    model = experiment.model_config(config, 3, 3)
+    assert (model.patch_size, model.grid) == (16, (37, 37))
+
+
 def test_every_published_result_has_a_config():
     assert set(PAPER) <= set(NAMES)
 

@@ -32,6 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Ti, S, B or L, and the patch size; a pretrained encoder's such as "dinov2_S/14" or
     # "dinov3_L/16", see segmenter_jax/models/variants.py; or "source": the encoder of init_from.
     config.model.variant = "Ti/16"
+    # Replaces the variant's patch size: the patch embedding of init_from is then resized.
+    config.model.patch_size = placeholder(int)
     config.model.width = placeholder(int)  # Replaces the variant's width.
     config.model.depth = placeholder(int)  # Replaces the variant's number of layers.
     config.model.num_heads = placeholder(int)  # Replaces the variant's number of heads.

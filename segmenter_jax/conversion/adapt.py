@@ -2,6 +2,7 @@
 
 Rules:
   - position embeddings of another grid are resized; class and distillation tokens' are kept;
+  - patch kernels of another size are resized by a pseudo-inverse, see `resize_patch_kernel`;
   - for more input channels, the patch kernels of the first ones are kept and each further channel
     gets their mean, so an image whose further channels are 0 (their mean, after normalisation)
     gives exactly the source's tokens; for fewer, each gets the sum over the source's channels
@@ -10,7 +11,7 @@ Rules:
     the others stay initialised; without names all is taken for the same number of classes, and
     nothing for another one;
   - a decoder of another kind or depth stays initialised as a whole;
-  - an encoder of another size, patch or set of tokens is an error.
+  - an encoder of another size or set of tokens is an error.
 """
 
 import dataclasses
@@ -27,14 +28,14 @@ from segmenter_jax.conversion.mapping import Shape
 from segmenter_jax.conversion.opening import Opened
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_some_params
-from segmenter_jax.models.resampling import Method
+from segmenter_jax.models.resampling import Method, resize_matrix
 from segmenter_jax.models.vit import resize_position_embedding
 
 _POSITION = "encoder/pos_embedding"
 _PATCH_KERNEL = "encoder/embedding/kernel"
-# What makes an encoder another one, and what it only computes in another way.
+# What makes an encoder another one (patches are resized), and what it only computes otherwise.
 ENCODER_FIELDS = (
-    *("width", "depth", "num_heads", "patch_size", "mlp", "mlp_dim", "layer_scale"),
+    *("width", "depth", "num_heads", "mlp", "mlp_dim", "layer_scale"),
     *("class_token", "distilled", "num_registers", "position", "rope_base"),
 )
 ENCODER_NUMERICS = ("layer_norm_eps", "gelu", "position_resize", "rope_periods")
@@ -102,7 +103,7 @@ def adapt(
     opened: Opened,
     config: SegmenterConfig,
     seed: int,
-    position_method: Method,
+    position_method: Method | None,
     classes: Agreement | None = None,
 ) -> tuple[Params, Report]:
     """Parameters of a network, from a source as far as it goes.
@@ -111,7 +112,7 @@ def adapt(
       opened: the source.
       config: the network wanted.
       seed: of newly initialised parameters.
-      position_method: how position embeddings are resized.
+      position_method: see `position_rule`.
       classes: of the source and of the network, where both have names.
 
     Returns:
@@ -135,19 +136,14 @@ def adapt(
         elif entry is None:
             report.initialised.append((name, leaf.shape, "not in the source"))
         elif name == _POSITION and source.grid != config.grid:
-            flat[name] = np.asarray(
-                resize_position_embedding(
-                    entry.read(),
-                    source.num_positioned_tokens,
-                    source.grid,
-                    config.grid,
-                    position_method,
-                )
+            tokens, rule = source.num_positioned_tokens, position_rule(source, position_method)
+            resized = resize_position_embedding(
+                entry.read(), tokens, source.grid, config.grid, rule
             )
-            report.resized.append((name, entry.shape, leaf.shape, position_method))
-        elif name == _PATCH_KERNEL and source.in_channels != config.in_channels:
-            flat[name] = inflate_patch_kernel(entry.read(), config.in_channels)
-            how = f"{source.in_channels} to {config.in_channels} input channels"
+            flat[name] = np.asarray(resized)
+            report.resized.append((name, entry.shape, leaf.shape, rule))
+        elif name == _PATCH_KERNEL and entry.shape != leaf.shape:
+            flat[name], how = _fit_patch_kernel(entry.read(), config)
             report.resized.append((name, entry.shape, leaf.shape, how))
         elif by_name and by_name.sources and name in CLASS_AXES:
             report.resized.append((name, entry.shape, leaf.shape, "classes by name"))
@@ -174,6 +170,48 @@ def adapt(
     for name in mixed:
         flat[name] = by_name.take(name, flat[name], opened.entries[name].read())
     return unflatten_dict(flat, sep="/"), report
+
+
+def position_rule(source: SegmenterConfig, wanted: Method | None) -> Method:
+    """How position embeddings of a source are resized: by its own rule, if it has one."""
+    return source.position_resize if source.position_size else wanted or "bilinear"
+
+
+def _fit_patch_kernel(kernel: np.ndarray, config: SegmenterConfig) -> tuple[np.ndarray, str]:
+    """A patch kernel for a network's patches and channels, and what was done to it."""
+    old, _, channels, _ = kernel.shape
+    new, done = config.patch_size, []
+    if old != new:
+        kernel = resize_patch_kernel(kernel, new)
+        done.append(f"patches of {old} to {new} pixels by FlexiViT's pseudo-inverse")
+    if channels != config.in_channels:
+        kernel = inflate_patch_kernel(kernel, config.in_channels)
+        done.append(f"{channels} to {config.in_channels} input channels")
+    return kernel, ", ".join(done)
+
+
+def resize_patch_kernel(kernel: np.ndarray, patch_size: int) -> np.ndarray:
+    """Patch kernel for patches of another size: what it gives for a patch stays, as far as it can.
+
+    With B the bilinear resize of a patch, (B^T)^+ w minimises E[(<x, w> - <B x, w'>)^2] over
+    patches x of independent pixels; for larger patches a patch and its enlargement give exactly
+    the same. B is separable, and so is its pseudo-inverse.
+
+    Source: Beyer et al. 2023, FlexiViT, section 3.4, equations 1 and 2 ("PI-resize").
+
+    Args:
+      kernel: (P, P, C, D).
+      patch_size: wanted P, in pixels.
+
+    Returns:
+      float32 (patch_size, patch_size, C, D); the same numbers for the same size.
+    """
+    old = kernel.shape[0]
+    if old == patch_size:
+        return kernel
+    inverse = np.linalg.pinv(resize_matrix(old, patch_size).T)
+    resized = np.einsum("yh,xw,hwcd->yxcd", inverse, inverse, kernel, optimize=True)
+    return resized.astype(np.float32)
 
 
 def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from segmenter_jax.conversion.opening import Hints, Opened, SourceNetwork, norma
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
 from segmenter_jax.data.specs import spread_colors
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.config import with_patches
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import Params
 from segmenter_jax.models.resampling import Method
@@ -28,6 +29,7 @@ class ConvertOptions:
       num_classes: of the decoder; needed where the source has none.
       decoder: "mask" or "linear"; "mask" where the source has none.
       in_channels: image channels.
+      patch_size: side of a patch in pixels; the patch embedding is resized for another one.
       num_heads: heads of the encoder, where the source does not tell.
       layer_norm_eps, gelu: how the model computes.
       normalization: a name of `models.normalization`; needed where the source does not tell.
@@ -42,6 +44,7 @@ class ConvertOptions:
     num_classes: int | None = None
     decoder: str | None = None
     in_channels: int | None = None
+    patch_size: int | None = None
     num_heads: int | None = None
     layer_norm_eps: float | None = None
     gelu: str | None = None
@@ -94,7 +97,8 @@ def source_network(
     """
     opened = open_source(source, hints, entry)
     config = opened.config
-    fields = {name: getattr(config, name) for name in (*ENCODER_FIELDS, *ENCODER_NUMERICS)}
+    names = ("patch_size", *ENCODER_FIELDS, *ENCODER_NUMERICS)
+    fields = {name: getattr(config, name) for name in names}
     if config.position == "learned":
         # Positions stay as they are, and are resized once, at run time.
         fields["position_size"] = config.position_size or config.image_size
@@ -173,6 +177,9 @@ def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
         )
     names = ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.patch_size is not None:
+        patches = {name: getattr(source, name) for name in ("patch_size", "position_size")}
+        changes |= with_patches(patches, options.patch_size)
     if not opened.has_decoder:
         changes.setdefault("decoder", "mask")
     return dataclasses.replace(source, **changes)

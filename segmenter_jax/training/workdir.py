@@ -39,6 +39,7 @@ FIXED_FIELDS = frozenset(
         "optimizer.name",
         "augment.crop_size",
         "model.variant",
+        "model.patch_size",
         "model.width",
         "model.depth",
         "model.num_heads",

@@ -113,7 +113,7 @@ def test_init_from_says_when_classes_are_taken_by_their_order_or_not_at_all(gold
     assert report.classes.startswith("2 newly initialised: class 0, class 1; 2 left in the source")
 
 
-@pytest.mark.parametrize("field, value", [("depth", 3), ("patch_size", 8), ("distilled", True)])
+@pytest.mark.parametrize("field, value", [("depth", 3), ("mlp_dim", 8), ("distilled", True)])
 def test_init_from_another_encoder_fails(golden_dir, field, value):
     config = golden_config("segm_mask", **{field: value})
     with pytest.raises(
