@@ -31,6 +31,7 @@ PAPER = {
     "ade20k_vitb8_linear": (150, 512, 768, 12, "linear", 1, 161_728),
     "ade20k_deitb16": (150, 512, 768, 12, "mask", 2, 161_728),
     "ade20k_deitb16_linear": (150, 512, 768, 12, "linear", 2, 161_728),
+    "ade20k_loca_vitb16_linear": (150, 512, 768, 12, "linear", 0, 161_728),
     "pascal_context_vitl16": (60, 480, 1024, 24, "mask", 1, 80_128),
     "cityscapes_vitl16": (19, 768, 1024, 24, "mask", 1, 80_352),
 }

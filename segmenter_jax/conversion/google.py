@@ -73,6 +73,12 @@ _DROPPED = (
 )
 
 
+def block_rows(ours: str, theirs: str, numbers: dict[str, str] = _NEWER) -> list[Row]:
+    """Rows of one transformer block."""
+    block = [row._replace(theirs=row.theirs.format(**numbers)) for row in _BLOCK]
+    return prefixed(block, ours, theirs)
+
+
 def _numbering(file: ArrayFile) -> dict[str, str]:
     released = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"
     return _RELEASED if released in file.arrays else _NEWER
@@ -108,9 +114,9 @@ def _describe(file: ArrayFile, numbers: dict[str, str]) -> dict[str, Any]:
 def _table(depth: int, file: ArrayFile, numbers: dict[str, str]) -> list[Row]:
     class_token = (_CLASS_TOKEN,) if "cls" in file.arrays else ()
     rows = prefixed((*_STEM, *class_token, _position(file)[0]), "encoder/", "")
-    block = [row._replace(theirs=row.theirs.format(**numbers)) for row in _BLOCK]
     for i in range(depth):
-        rows += prefixed(block, f"encoder/encoderblock_{i}/", f"Transformer/encoderblock_{i}/")
+        name = f"encoderblock_{i}/"
+        rows += block_rows(f"encoder/{name}", f"Transformer/{name}", numbers)
     return rows
 
 

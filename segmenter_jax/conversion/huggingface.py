@@ -4,7 +4,8 @@ import json
 import pathlib
 from typing import Any
 
-from segmenter_jax.conversion.arrays import ArrayFile, Content, SourceError, read_groups
+from segmenter_jax.conversion.arrays import ArrayFile, Content, SourceError
+from segmenter_jax.conversion.files import read_groups
 from segmenter_jax.runtime.errors import first_few, first_line
 
 _ACTIVATIONS = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
@@ -30,7 +31,7 @@ def shards(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_shards(path: pathlib.Path) -> Content:
-    """As `arrays.read_groups`, of all files that an index names."""
+    """As `files.read_groups`, of all files that an index names."""
     arrays: dict[str, Any] = {}
     for file in shards(path):
         groups, _ = read_groups(file)

@@ -30,7 +30,12 @@ PUBLISHED = {
 }
 
 # Where a folder has files of several rows, those of the first are its weights.
-_WEIGHTS = (("*.index.json",), ("*.npz", "*.pth", "*.safetensors"), ("*.bin",))
+_WEIGHTS = (
+    ("*.index.json",),
+    ("*.npz", "*.pth", "*.safetensors"),
+    ("*.bin",),
+    ("*.msgpack", "checkpoint_*"),
+)
 
 
 class Place(NamedTuple):

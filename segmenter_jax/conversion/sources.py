@@ -13,6 +13,7 @@ from segmenter_jax.conversion import (
     dinov2,
     dinov3,
     google,
+    loca,
     mae,
     mmseg,
     reference,
@@ -26,7 +27,10 @@ from segmenter_jax.conversion.locate import locate
 from segmenter_jax.conversion.opening import Entry, Format, Hints, Opened
 
 # In the order of detection; all but the last, whose names are the least, exclude each other.
-FORMATS: tuple[Format, ...] = (google, reference, mmseg, dinov2, dinov3, siglip, mae, timm)
+FORMATS: tuple[Format, ...] = (
+    *(google, loca, reference, mmseg, dinov2, dinov3, siglip, mae),
+    timm,
+)
 MODEL_DIRECTORY = "segmenter_jax"
 
 

@@ -18,6 +18,8 @@ _GATED = {"mlp": "swiglu"}
 _DINOV2 = {"layer_scale": True, "layer_norm_eps": 1e-6, "position_size": (518, 518)}
 _DINOV3 = {"layer_scale": True, "position": "rope", "num_registers": 4}
 _SIGLIP = {"class_token": False, "gelu": "tanh", "layer_norm_eps": 1e-6}
+# Of 14 x 14 patches.
+_LOCA = _SIGLIP | {"position_size": (224, 224), "position_resize": "bilinear_antialias"}
 _MAE = {"layer_norm_eps": 1e-6, "position_size": (224, 224)}
 
 _DINOV2_SIZES = {name: PLAIN[name] for name in ("S", "B", "L")} | {
@@ -33,6 +35,7 @@ _SIGLIP_SIZES = {name: PLAIN[name] for name in ("B", "L")} | {
     "g-opt": {"width": 1536, "depth": 40, "num_heads": 16, "mlp_dim": 6144},
 }
 _MAE_SIZES = {name: PLAIN[name] for name in ("B", "L")} | {"H": _H | {"num_heads": 16}}
+_LOCA_SIZES = {"S": PLAIN["S"]} | _MAE_SIZES
 
 _FAMILIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "dinov2": (_DINOV2 | {"position_resize": "bicubic"}, _DINOV2_SIZES),
@@ -42,6 +45,7 @@ _FAMILIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     ),
     "dinov3": (_DINOV3, _DINOV3_SIZES),
     "siglip": (_SIGLIP | {"position_resize": "bicubic"}, _SIGLIP_SIZES),
+    "loca": (_LOCA, _LOCA_SIZES),
     "mae": (_MAE | {"position_resize": "bicubic"}, _MAE_SIZES),
 }
 
