@@ -27,10 +27,11 @@ Converts weights to a model directory, which every other command takes.
 
 SOURCE is one of: Google's ViT .npz (released or newer names, big_vision); timm's or DeiT's ViT
 (.pth, .safetensors); DINOv2, DINOv3, SigLIP, MAE and other ViTs as folders of the Hugging Face hub,
-the first two also as their original files; LOCA's training states; the authors' Segmenter (.pth or .safetensors beside its
-variant.yml, or the folder of both); mmsegmentation's Segmenter (.pth); a model directory or workdir
-of this package; a published name: augreg/Ti_16, augreg/S_16, augreg/B_16, augreg/B_8, augreg/L_16
-(downloaded once); an https:// address or another remote path. The content tells the format.
+the first two also as their original files or timm's; LOCA's training states; the authors' Segmenter
+(.pth or .safetensors beside its variant.yml, or the folder of both); mmsegmentation's Segmenter
+(.pth); a model directory or workdir of this package; a published name such as augreg/B_16 or
+dinov2_S/14 (downloaded once); an https:// address or another remote path. The content tells the
+format.
 
 Pretrained encoders get a new, randomly initialised decoder and need --num_classes. The report says
 which parameters were mapped, resized, newly initialised and dropped; an array without an

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from segmenter_jax.conversion import huggingface
 from segmenter_jax.conversion.arrays import ArrayFile, SourceError
-from segmenter_jax.conversion.mapping import Row, prefixed
+from segmenter_jax.conversion.mapping import WITHOUT_CLASS_TOKEN, Row, prefixed
 from segmenter_jax.conversion.opening import Entry, Hints, Opened, bind, encoder_fields, network
 from segmenter_jax.models.params import abstract_params
 
@@ -110,9 +110,17 @@ def _mlp(file: ArrayFile, naming: Naming) -> tuple[str, tuple[Row, ...]]:
     whole = (
         (kind, rows)
         for kind, rows in naming.mlps.items()
-        if all(first + row.theirs in file.arrays for row in rows)
+        if all(first + row.theirs in file.arrays for row in rows) and _fits(file, first, rows)
     )
     return next(whole, next(iter(naming.mlps.items())))
+
+
+def _fits(file: ArrayFile, first: str, rows: tuple[Row, ...]) -> bool:
+    """Whether the first layer is as wide as the last one needs: a gate may be in it, or not."""
+    by_name = {row.ours: row for row in rows}
+    into, out = (by_name[f"mlp/Dense_{i}/kernel"] for i in (0, 1))
+    width = file.shape(first + into.theirs, 2)[0]
+    return width == into.layout.parts * file.shape(first + out.theirs, 2)[1]
 
 
 def _fields(
@@ -141,7 +149,7 @@ def _patches(file: ArrayFile, stem: list[Row], fields: Mapping[str, Any]) -> int
     """Number of position embeddings of patches; None where positions are rotations."""
     if fields.get("position") == "rope":
         return None
-    (name,) = (row.theirs for row in stem if row.ours == "pos_embedding")
-    if name not in file.arrays or len(shape := file.arrays[name].shape) < 2:
-        raise SourceError(f"{file.path}: array {name} is missing, or no table of positions")
-    return shape[-2] - fields["class_token"]
+    (row,) = (row for row in stem if row.ours == "pos_embedding")
+    if row.theirs not in file.arrays or len(shape := file.arrays[row.theirs].shape) < 2:
+        raise SourceError(f"{file.path}: array {row.theirs} is missing, or no table of positions")
+    return shape[-2] - (fields["class_token"] and row.layout is not WITHOUT_CLASS_TOKEN)

@@ -19,6 +19,7 @@ from segmenter_jax.conversion import (
     reference,
     siglip,
     timm,
+    timm_scaled,
 )
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.entries import read_arrays
@@ -28,7 +29,7 @@ from segmenter_jax.conversion.opening import Entry, Format, Hints, Opened
 
 # In the order of detection; all but the last, whose names are the least, exclude each other.
 FORMATS: tuple[Format, ...] = (
-    *(google, loca, reference, mmseg, dinov2, dinov3, siglip, mae),
+    *(google, loca, reference, mmseg, dinov2, dinov3, siglip, mae, timm_scaled),
     timm,
 )
 MODEL_DIRECTORY = "segmenter_jax"

@@ -31,9 +31,9 @@ def opened_model(source, **options):
     return conversion.convert(source, conversion.ConvertOptions(**given | options))
 
 
-def token_errors(source, name, cases=CASES, **fields):
+def token_errors(source, name, cases=CASES, num_heads=None, **fields):
     """Largest difference of the tokens from the golden ones, by case."""
-    description, params, _ = opened_model(source)
+    description, params, _ = opened_model(source, num_heads=num_heads)
     model = Segmenter(dataclasses.replace(description.model, **fields))
     encode = jax.jit(lambda params, x: model.apply({"params": params}, x, method=model.encode))
     errors = {}
@@ -235,6 +235,7 @@ def test_a_configuration_of_another_network_is_refused(tmp_path):
     for change, message in (
         ({"hidden_size": 64}, "another network: hidden_size=64, the arrays have 32"),
         ({"hidden_act": "relu"}, "hidden_act='relu'; known are"),
+        ({"layer_norm_eps": "a"}, "layer_norm_eps='a' is no positive number"),
     ):
         (folder / "config.json").write_text(json.dumps(said | change))
         with pytest.raises(SourceError, match=message):
@@ -243,6 +244,19 @@ def test_a_configuration_of_another_network_is_refused(tmp_path):
     path = original("dinov2", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
     assert open_source(path, Hints(num_heads=2)).config.num_heads == 2
+
+
+def test_dinov3_says_what_its_files_do_not(tmp_path):
+    folder = shutil.copytree(FOLDER / "dinov3", tmp_path / "any")
+    (note,) = open_source(folder, Hints()).notes
+    assert "how images were normalised: taken for ImageNet's" in note
+    named = shutil.copytree(FOLDER / "dinov3", tmp_path / "dinov3-vitl16-pretrain-sat493m")
+    found = open_source(named, Hints())
+    assert found.description["mean"] == NORMALIZATION["sat493m"][0] and not found.notes
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | {"rope_theta": "many"}))
+    with pytest.raises(SourceError, match="rope_theta='many' is no positive number"):
+        open_source(folder, Hints())
 
 
 def test_a_clip_tower_is_no_siglip(tmp_path):
