@@ -9,6 +9,7 @@ import functools
 from collections.abc import Collection
 from typing import Any
 
+from segmenter_jax.conversion import naflex
 from segmenter_jax.conversion.arrays import ArrayFile, LazyArray
 from segmenter_jax.conversion.mapping import SAME, WITHOUT_CLASS_TOKEN, Row, prefixed
 from segmenter_jax.conversion.opening import (
@@ -129,7 +130,13 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
     file, outside = _unwrap(file)
     numbers = _numbering(file)
-    config = network(file.path, _describe(file, numbers), _position(file)[1], hints)
+    flexible = naflex.unflattened(file, "embedding/kernel", _SEPARATE_POSITION, "hwio")
+    file = flexible or file
+    fields = _describe(file, numbers)
+    config = network(file.path, fields, _position(file)[1], hints)
+    if flexible:
+        native = {"position_resize": naflex.RESIZE, "position_size": config.image_size}
+        config = dataclasses.replace(config, **native)
     table = _table(config.depth, file, numbers)
     opened = bind(file, NAME, config, table, _DROPPED, normalized_as("vit"))
     return dataclasses.replace(opened, dropped=outside + opened.dropped)

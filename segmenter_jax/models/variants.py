@@ -18,6 +18,8 @@ _GATED = {"mlp": "swiglu"}
 _DINOV2 = {"layer_scale": True, "layer_norm_eps": 1e-6, "position_size": (518, 518)}
 _DINOV3 = {"layer_scale": True, "position": "rope", "num_registers": 4}
 _SIGLIP = {"class_token": False, "gelu": "tanh", "layer_norm_eps": 1e-6}
+# Of 16 x 16 patches, resized for each image.
+_NAFLEX = _SIGLIP | {"position_size": (256, 256), "position_resize": "bilinear_antialias"}
 # Of 14 x 14 patches.
 _LOCA = _SIGLIP | {"position_size": (224, 224), "position_resize": "bilinear_antialias"}
 _MAE = {"layer_norm_eps": 1e-6, "position_size": (224, 224)}
@@ -45,6 +47,7 @@ _FAMILIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     ),
     "dinov3": (_DINOV3, _DINOV3_SIZES),
     "siglip": (_SIGLIP | {"position_resize": "bicubic"}, _SIGLIP_SIZES),
+    "naflex": (_NAFLEX, {name: _SIGLIP_SIZES[name] for name in ("B", "So400m")}),
     "loca": (_LOCA, _LOCA_SIZES),
     "mae": (_MAE | {"position_resize": "bicubic"}, _MAE_SIZES),
 }

@@ -22,7 +22,7 @@ from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import NORMALIZATION
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "golden" / "backbones"
-NETWORKS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip", "vit")
+NETWORKS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip", "naflex", "vit")
 CASES = ("native", "wide", "other")
 
 
@@ -138,6 +138,49 @@ def test_original_names_hold_the_same_network(name, tmp_path):
         assert description.model.position_resize == rules[name]
     else:
         assert description.model.rope_periods == "float32"
+
+
+def big_vision(arrays, heads=2):
+    """SigLIP's arrays as NaFlex of big_vision has them."""
+    kernel, position = "embeddings.patch_embedding", "embeddings.position_embedding.weight"
+    width = arrays[position].shape[1]
+    found = {"embedding/kernel": arrays[f"{kernel}.weight"].T, "pos_embedding": arrays[position]}
+    found["pos_embedding"] = found["pos_embedding"].reshape(4, 4, width)
+    found["embedding/bias"] = arrays[f"{kernel}.bias"]
+    norms = {"Transformer/encoder_norm": "post_layernorm"}
+    for i in range(2):
+        block, theirs = f"Transformer/encoderblock_{i}/", f"encoder.layers.{i}."
+        norms |= {f"{block}LayerNorm_{j}": f"{theirs}layer_norm{j + 1}" for j in (0, 1)}
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            weight, bias = (
+                arrays[f"{theirs}self_attn.{name}.{kind}"] for kind in ("weight", "bias")
+            )
+            last = name == "out_proj"
+            shape = (heads, -1, width) if last else (width, heads, -1)
+            ours = {"q": "query", "k": "key", "v": "value", "o": "out"}[name[0]]
+            attention = f"{block}MultiHeadDotProductAttention_0/{ours}/"
+            found[f"{attention}kernel"] = weight.T.reshape(shape)
+            found[f"{attention}bias"] = bias if last else bias.reshape(heads, -1)
+        for j in (0, 1):
+            dense = f"{block}MlpBlock_0/Dense_{j}/"
+            found[f"{dense}kernel"] = arrays[f"{theirs}mlp.fc{j + 1}.weight"].T
+            found[f"{dense}bias"] = arrays[f"{theirs}mlp.fc{j + 1}.bias"]
+    for ours, theirs in norms.items():
+        found |= {
+            f"{ours}/scale": arrays[f"{theirs}.weight"],
+            f"{ours}/bias": arrays[f"{theirs}.bias"],
+        }
+    return {f"params/img/{name}": array for name, array in found.items()}
+
+
+def test_naflex_of_big_vision_is_the_same_network(tmp_path):
+    arrays = big_vision(load_file(FOLDER / "naflex" / "model.safetensors"))
+    np.savez(tmp_path / "naflex.npz", **arrays)
+    assert max(token_errors(tmp_path / "naflex.npz", "naflex").values()) < 2e-5
+    arrays["params/img/embedding/kernel"] = arrays["params/img/embedding/kernel"][:-3]
+    np.savez(tmp_path / "odd.npz", **arrays)
+    with pytest.raises(SourceError, match=r"shape \(45, 32\); expected square patches of 3"):
+        open_source(tmp_path / "odd.npz", Hints())
 
 
 def test_rounded_periods_are_taken_from_the_file(tmp_path):
