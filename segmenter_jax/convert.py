@@ -77,7 +77,6 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--position_method",
         choices=get_args(Method),
-        default="bilinear",
         help="how position embeddings are resized (default: bilinear, as the reference; "
         "corner_linear is the original Google code's)",
     )

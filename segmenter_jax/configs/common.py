@@ -24,9 +24,9 @@ def get_config() -> ml_collections.ConfigDict:
     # one, or a name such as "augreg/B_16".
     config.init_from = ""
     config.init_entry = ""  # Which of several sets of weights in that file, say "model_ema".
-    # How its position embeddings are resized to the crop: "bilinear" as the reference does,
+    # How its position embeddings are resized to the crop: "bilinear" (None) as the reference does,
     # "bicubic", or "corner_linear" as Google's own code.
-    config.position_method = "bilinear"
+    config.position_method = placeholder(str)
 
     config.model = ml_collections.ConfigDict()
     # Ti, S, B or L, and the patch size; a pretrained encoder's such as "dinov2_S/14" or

@@ -124,7 +124,7 @@ def adapt(
     source = opened.config
     _check_encoder(opened, config)
     report = Report(_header(opened), dropped=list(opened.dropped))
-    report.warnings += [*opened.notes, *_numeric_warnings(source, config)]
+    report.warnings += [*opened.notes, *_warnings(source, config, position_method)]
     other_decoder = _other_decoder(opened, config)
     by_name = classes if classes and not classes.whole and not other_decoder else None
     report.classes = str(by_name or "")
@@ -170,6 +170,19 @@ def adapt(
     for name in mixed:
         flat[name] = by_name.take(name, flat[name], opened.entries[name].read())
     return unflatten_dict(flat, sep="/"), report
+
+
+def own_positions(source: SegmenterConfig) -> str:
+    """Why a user's wishes for positions have no effect; empty if they have one."""
+    if source.position == "rope":
+        return "positions are rotations, for images of any size"
+    if source.position_size:
+        rows, columns = source.grid
+        return (
+            f"the source's {rows}x{columns} positions have a rule of their own, "
+            f"{source.position_resize}"
+        )
+    return ""
 
 
 def position_rule(source: SegmenterConfig, wanted: Method | None) -> Method:
@@ -232,13 +245,23 @@ def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:
     return np.concatenate([kernel, extra], axis=2)
 
 
-def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
+def differences(
+    source: SegmenterConfig, config: SegmenterConfig, fields: Iterable[str] = ENCODER_FIELDS
+) -> tuple[str, str] | None:
+    """Fields in which two encoders differ, with the values of each; None if they do not."""
+
     def value(c: SegmenterConfig, field: str) -> Any:
         return getattr(c.encoder_block() if field == "mlp_dim" else c, field)
 
-    pairs = [(f, value(opened.config, f), value(config, f)) for f in ENCODER_FIELDS]
-    if different := [pair for pair in pairs if pair[1] != pair[2]]:
-        theirs, ours = (", ".join(f"{pair[0]}={pair[i]}" for pair in different) for i in (1, 2))
+    pairs = [(field, value(source, field), value(config, field)) for field in fields]
+    different = [pair for pair in pairs if pair[1] != pair[2]]
+    theirs, ours = (", ".join(f"{pair[0]}={pair[i]}" for pair in different) for i in (1, 2))
+    return (theirs, ours) if different else None
+
+
+def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
+    if found := differences(opened.config, config):
+        theirs, ours = found
         raise SourceError(
             f"{opened.source}: its encoder has {theirs}; the model wants {ours} "
             '(config.model.variant="source" takes what the source has)'
@@ -256,13 +279,20 @@ def _other_decoder(opened: Opened, config: SegmenterConfig) -> str:
     return "" if kinds[0] == kinds[1] else f"{kinds[0]} in the source, {kinds[1]} here"
 
 
-def _numeric_warnings(source: SegmenterConfig, config: SegmenterConfig) -> list[str]:
-    return [
+def _warnings(
+    source: SegmenterConfig, config: SegmenterConfig, position_method: Method | None
+) -> list[str]:
+    # A source without positions of its own size has no rule of resizing them either.
+    unsaid = () if source.position_size else ("position_resize",)
+    warnings = [
         f"the source was trained with {field}={getattr(source, field)}; the model computes with "
         f"{getattr(config, field)}"
         for field in ENCODER_NUMERICS
-        if getattr(source, field) != getattr(config, field)
+        if field not in unsaid and getattr(source, field) != getattr(config, field)
     ]
+    if position_method is not None and (own := own_positions(source)):
+        warnings.append(f"position_method={position_method} has no effect: {own}")
+    return warnings
 
 
 def _header(opened: Opened) -> str:
