@@ -8,26 +8,15 @@ from etils import epath
 
 from segmenter_jax.checkpoints.model_dir import find_model_dir, resolve_model_dir
 from segmenter_jax.conversion.arrays import SourceError
-from segmenter_jax.conversion.download import cached, copied
+from segmenter_jax.conversion.download import cached, copied, in_cache
+from segmenter_jax.conversion.published import PUBLISHED, gated, licence
+from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 from segmenter_jax.runtime.files import is_local
 
 # The public bucket "vit_models", over https.
 _BUCKET = "gs://vit_models/"
 _BUCKET_URL = "https://storage.googleapis.com/vit_models/"
-
-# ViTs of "How to train your ViT?", pretrained on ImageNet-21k and fine-tuned on ImageNet.
-_AUGREG = {
-    "Ti_16": "aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384",
-    "S_16": "aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384",
-    "B_16": "aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384",
-    "B_8": "aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_224",
-    "L_16": "aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384",
-}
-PUBLISHED = {
-    f"augreg/{name}": f"{_BUCKET_URL}augreg/{name}-i21k-300ep-lr_0.001-{rest}.npz"
-    for name, rest in _AUGREG.items()
-}
 
 # Where a folder has files of several rows, those of the first are its weights.
 _WEIGHTS = (
@@ -50,13 +39,15 @@ def locate(source: os.PathLike | str) -> Place:
 
     Args:
       source: a model directory or workdir, local or remote; a local file of weights, or a folder
-        with one; a published name, "augreg/" and one of Ti_16, S_16, B_16, B_8, L_16; an https://
-        address; or a remote file that `etils.epath` reads, such as gs://.
+        with one; a name of `published.PUBLISHED`; an https:// address; or a remote file that
+        `etils.epath` reads, such as gs://.
 
     Raises:
       ValueError: nothing is there, or it cannot be fetched.
     """
     if (url := web_address(source)) is not None:
+        if (name := os.fspath(source)) in PUBLISHED and not in_cache(url):
+            logger.warning("fetching %s, whose licence is %s: %s", name, licence(name), url)
         return Place(epath.Path(cached(url)), is_model=False)
     if not is_local(source):
         return _locate_remote(os.fspath(source))
@@ -67,6 +58,8 @@ def locate(source: os.PathLike | str) -> Place:
     if path.is_dir():
         return Place(_only_file(path), is_model=False)
     if not path.exists():
+        if why := gated(os.fspath(source)):
+            raise SourceError(f"{source}: does not exist, and {why}")
         raise SourceError(
             f"{source}: does not exist, and is no published name; those are {', '.join(PUBLISHED)}"
         )
