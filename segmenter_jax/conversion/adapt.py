@@ -91,7 +91,7 @@ def _collapse(items: Iterable[str]) -> list[str]:
             number = int(match[1])
             key = item.replace(f"block_{number}/", "block_*/")
             # Their block number is the first; another one may count the layers of an MLP.
-            key = re.sub(rf"(blocks|layers)\.{number}\.", r"\1.*.", key, count=1)
+            key = re.sub(rf"(blocks|layers?)\.{number}\.", r"\1.*.", key, count=1)
         groups.setdefault(key, []).append(number)
     return [
         f"{key}, blocks {min(numbers)} to {max(numbers)}" if len(numbers) > 1 else key

@@ -1,5 +1,6 @@
 """What a source of weights is: a model directory, a file of another project, or one to fetch."""
 
+import difflib
 import os
 import pathlib
 from typing import NamedTuple
@@ -17,6 +18,9 @@ from segmenter_jax.runtime.files import is_local
 # The public bucket "vit_models", over https.
 _BUCKET = "gs://vit_models/"
 _BUCKET_URL = "https://storage.googleapis.com/vit_models/"
+
+# Of published names.
+_EXAMPLES = ("augreg/L_16", "dinov2_S/14")
 
 # Where a folder has files of several rows, those of the first are its weights.
 _WEIGHTS = (
@@ -60,8 +64,9 @@ def locate(source: os.PathLike | str) -> Place:
     if not path.exists():
         if why := gated(os.fspath(source)):
             raise SourceError(f"{source}: does not exist, and {why}")
+        near = difflib.get_close_matches(os.fspath(source), PUBLISHED, n=4) or _EXAMPLES
         raise SourceError(
-            f"{source}: does not exist, and is no published name; those are {', '.join(PUBLISHED)}"
+            f"{source}: does not exist, and is no published name such as {', '.join(near)}"
         )
     return Place(path, is_model=False)
 

@@ -291,8 +291,10 @@ def test_a_configuration_of_another_network_is_refused(tmp_path):
 
 def test_dinov3_says_what_its_files_do_not(tmp_path):
     folder = shutil.copytree(FOLDER / "dinov3", tmp_path / "any")
-    (note,) = open_source(folder, Hints()).notes
+    _, _, report = opened_model(folder)
+    (note,) = report.warnings
     assert "how images were normalised: taken for ImageNet's" in note
+    assert "LayerNorm_0/bias <- layer.*.norm1.bias (32,), blocks 0 to 1" in str(report)
     named = shutil.copytree(FOLDER / "dinov3", tmp_path / "dinov3-vitl16-pretrain-sat493m")
     found = open_source(named, Hints())
     assert found.description["mean"] == NORMALIZATION["sat493m"][0] and not found.notes

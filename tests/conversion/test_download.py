@@ -210,6 +210,11 @@ def test_gated_weights_are_never_fetched(name, message):
         locate(name)
 
 
+def test_a_name_that_is_almost_published_is_told_what_is():
+    with pytest.raises(SourceError, match=r"no published name such as siglip2_B/16@\d+, siglip"):
+        locate("siglip2_B/16")
+
+
 def test_bucket_paths_are_fetched_over_https():
     address = "https://storage.googleapis.com/vit_models/augreg/w.npz"
     assert web_address("gs://vit_models/augreg/w.npz") == web_address(address) == address
