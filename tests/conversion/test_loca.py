@@ -140,7 +140,7 @@ def missing_norm(content):
         (lambda content: content + b"\x01", "damaged Flax file"),
         (missing_norm, "array encoder_norm/scale is missing"),
         # Lists in lists, each said to have as many values as the file has bytes.
-        (lambda content: b"\x81\xa1a" + b"\xdd\x00\x0f\x00\x00" * 1000 + content, "exceeds max"),
+        (lambda content: b"\x81\xa1a" + b"\xdd\x00\x00\x40\x00" * 900 + content, "exceeds max"),
         (lambda content: b"\x81\xa1a" * 40 + b"\xc0", "more than 32 levels"),
         (lambda content: msgpack.packb({"a": 1}), "holds no arrays"),
         (
