@@ -27,11 +27,11 @@ Converts weights to a model directory, which every other command takes.
 
 SOURCE is one of: Google's ViT .npz (released or newer names, big_vision); timm's or DeiT's ViT
 (.pth, .safetensors); DINOv2, DINOv3, SigLIP, MAE and other ViTs as folders of the Hugging Face hub,
-the first two also as their original files; EoMT on DINOv2 or DINOv3, as folders of the hub or
-original files; the authors' Segmenter (.pth or .safetensors beside its variant.yml, or the folder
-of both); mmsegmentation's Segmenter (.pth); a model directory or workdir of this package; a
-published name: augreg/Ti_16, augreg/S_16, augreg/B_16, augreg/B_8, augreg/L_16 (downloaded once);
-an https:// address or another remote path. The content tells the format.
+the first two also as their original files or timm's; LOCA's training states; EoMT on DINOv2 or
+DINOv3, as folders of the hub or original files; the authors' Segmenter (.pth or .safetensors beside
+its variant.yml, or the folder of both); mmsegmentation's Segmenter (.pth); a model directory or
+workdir of this package; a published name such as augreg/B_16 or dinov2_S/14 (downloaded once); an
+https:// address or another remote path. The content tells the format.
 
 Pretrained encoders get a new, randomly initialised decoder and need --num_classes. The report says
 which parameters were mapped, resized, newly initialised and dropped; an array without an
@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--num_classes", type=int, help="classes; another number re-initialises what depends on it")
     add("--decoder", choices=get_args(Decoder), help="another kind is newly initialised")
     add("--in_channels", type=int, help="image channels; patch kernels are inflated")
+    add("--patch_size", type=int, help="in pixels; for another one the patch embedding is resized")
     add("--num_heads", type=int, help="of the encoder, where neither file nor width tells")
     add("--layer_norm_eps", type=float, help="default: what the format was trained with")
     add("--gelu", choices=("exact", "tanh"), help="default: what the format was trained with")
@@ -77,7 +78,6 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--position_method",
         choices=get_args(Method),
-        default="bilinear",
         help="how position embeddings are resized (default: bilinear, as the reference; "
         "corner_linear is the original Google code's)",
     )

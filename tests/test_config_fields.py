@@ -59,7 +59,7 @@ def test_a_run_reads_every_field_of_its_config(source, tmp_path):
 def test_the_fields_of_the_model_group_are_those_of_the_network():
     fields = {field.name for field in dataclasses.fields(SegmenterConfig)}
     # Of the dataset, of the crop, or fixed by the variant.
-    elsewhere = {"num_classes", "in_channels", "image_size", "patch_size", "mlp", "mlp_dim"}
+    elsewhere = {"num_classes", "in_channels", "image_size", "mlp", "mlp_dim"}
     elsewhere |= {"class_token", "num_registers", "layer_scale", "rope_base", "rope_periods"}
     elsewhere |= {"position", "position_size", "position_resize"}
     # Of a decoder that is not trained.

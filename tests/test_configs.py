@@ -31,6 +31,7 @@ PAPER = {
     "ade20k_vitb8_linear": (150, 512, 768, 12, "linear", 1, 161_728),
     "ade20k_deitb16": (150, 512, 768, 12, "mask", 2, 161_728),
     "ade20k_deitb16_linear": (150, 512, 768, 12, "linear", 2, 161_728),
+    "ade20k_loca_vitb16_linear": (150, 512, 768, 12, "linear", 0, 161_728),
     "pascal_context_vitl16": (60, 480, 1024, 24, "mask", 1, 80_128),
     "cityscapes_vitl16": (19, 768, 1024, 24, "mask", 1, 80_352),
 }
@@ -96,6 +97,16 @@ def test_config_builds_its_model_and_schedule(name):
         assert probe == PROBES[name]
         assert (o.freeze_encoder, description.model.head_norm) == (True, "batch")
         assert (crop, e.window, e.stride) == (512, 512, 341)
+
+
+def test_another_patch_size_keeps_the_number_of_positions():
+    config = load("folder_dinov2")
+    config.model.patch_size = 16
+    model = experiment.model_config(config, 3, 3, SOURCE)
+    assert (model.patch_size, model.position_size, model.grid) == (16, (32, 32), (2, 2))
+    config.model.variant = "dinov2_S/14"
+    model = experiment.model_config(config, 3, 3)
+    assert (model.patch_size, model.grid) == (16, (37, 37))
 
 
 def test_every_published_result_has_a_config():

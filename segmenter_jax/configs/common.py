@@ -21,17 +21,19 @@ def get_config() -> ml_collections.ConfigDict:
         0.0  # Of an average of the weights, which is then evaluated and kept; 0: off.
     )
     # Weights to start from: model directory, .npz, .pth, .safetensors, https:// or gs:// address of
-    # one, or a name such as "augreg/B_16".
+    # one, or a name such as "augreg/B_16" or "dinov2_S/14" (segmenter_jax/conversion/published.py).
     config.init_from = ""
     config.init_entry = ""  # Which of several sets of weights in that file, say "model_ema".
-    # How its position embeddings are resized to the crop: "bilinear" as the reference does,
+    # How its position embeddings are resized to the crop: "bilinear" (None) as the reference does,
     # "bicubic", or "corner_linear" as Google's own code.
-    config.position_method = "bilinear"
+    config.position_method = placeholder(str)
 
     config.model = ml_collections.ConfigDict()
     # Ti, S, B or L, and the patch size; a pretrained encoder's such as "dinov2_S/14" or
     # "dinov3_L/16", see segmenter_jax/models/variants.py; or "source": the encoder of init_from.
     config.model.variant = "Ti/16"
+    # Replaces the variant's patch size: the patch embedding of init_from is then resized.
+    config.model.patch_size = placeholder(int)
     config.model.width = placeholder(int)  # Replaces the variant's width.
     config.model.depth = placeholder(int)  # Replaces the variant's number of layers.
     config.model.num_heads = placeholder(int)  # Replaces the variant's number of heads.

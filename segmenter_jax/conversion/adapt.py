@@ -2,6 +2,7 @@
 
 Rules:
   - position embeddings of another grid are resized; class and distillation tokens' are kept;
+  - patch kernels of another size are resized by a pseudo-inverse, see `resize_patch_kernel`;
   - for more input channels, the patch kernels of the first ones are kept and each further channel
     gets their mean, so an image whose further channels are 0 (their mean, after normalisation)
     gives exactly the source's tokens; for fewer, each gets the sum over the source's channels
@@ -10,7 +11,7 @@ Rules:
     the others stay initialised; without names all is taken for the same number of classes, and
     nothing for another one;
   - a decoder of another kind or depth stays initialised as a whole;
-  - an encoder of another size, patch or set of tokens is an error.
+  - an encoder of another size or set of tokens is an error.
 """
 
 import dataclasses
@@ -27,14 +28,14 @@ from segmenter_jax.conversion.mapping import Shape
 from segmenter_jax.conversion.opening import Opened
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_some_params
-from segmenter_jax.models.resampling import Method
+from segmenter_jax.models.resampling import Method, resize_matrix
 from segmenter_jax.models.vit import resize_position_embedding
 
 _POSITION = "encoder/pos_embedding"
 _PATCH_KERNEL = "encoder/embedding/kernel"
-# What makes an encoder another one, and what it only computes in another way.
+# What makes an encoder another one (patches are resized), and what it only computes otherwise.
 ENCODER_FIELDS = (
-    *("width", "depth", "num_heads", "patch_size", "mlp", "mlp_dim", "layer_scale"),
+    *("width", "depth", "num_heads", "mlp", "mlp_dim", "layer_scale"),
     *("class_token", "distilled", "num_registers", "position", "rope_base"),
 )
 ENCODER_NUMERICS = ("layer_norm_eps", "gelu", "position_resize", "rope_periods")
@@ -90,7 +91,7 @@ def _collapse(items: Iterable[str]) -> list[str]:
             number = int(match[1])
             key = item.replace(f"block_{number}/", "block_*/")
             # Their block number is the first; another one may count the layers of an MLP.
-            key = re.sub(rf"(blocks|layers)\.{number}\.", r"\1.*.", key, count=1)
+            key = re.sub(rf"(blocks|layers?)\.{number}\.", r"\1.*.", key, count=1)
         groups.setdefault(key, []).append(number)
     return [
         f"{key}, blocks {min(numbers)} to {max(numbers)}" if len(numbers) > 1 else key
@@ -102,7 +103,7 @@ def adapt(
     opened: Opened,
     config: SegmenterConfig,
     seed: int,
-    position_method: Method,
+    position_method: Method | None,
     classes: Agreement | None = None,
 ) -> tuple[Params, Report]:
     """Parameters of a network, from a source as far as it goes.
@@ -111,7 +112,7 @@ def adapt(
       opened: the source.
       config: the network wanted.
       seed: of newly initialised parameters.
-      position_method: how position embeddings are resized.
+      position_method: see `position_rule`.
       classes: of the source and of the network, where both have names.
 
     Returns:
@@ -123,7 +124,7 @@ def adapt(
     source = opened.config
     _check_encoder(opened, config)
     report = Report(_header(opened), dropped=list(opened.dropped))
-    report.warnings += [*opened.notes, *_numeric_warnings(source, config)]
+    report.warnings += [*opened.notes, *_warnings(source, config, position_method)]
     other_decoder = _other_decoder(opened, config)
     by_name = classes if classes and not classes.whole and not other_decoder else None
     report.classes = str(by_name or "")
@@ -135,19 +136,14 @@ def adapt(
         elif entry is None:
             report.initialised.append((name, leaf.shape, "not in the source"))
         elif name == _POSITION and source.grid != config.grid:
-            flat[name] = np.asarray(
-                resize_position_embedding(
-                    entry.read(),
-                    source.num_positioned_tokens,
-                    source.grid,
-                    config.grid,
-                    position_method,
-                )
+            tokens, rule = source.num_positioned_tokens, position_rule(source, position_method)
+            resized = resize_position_embedding(
+                entry.read(), tokens, source.grid, config.grid, rule
             )
-            report.resized.append((name, entry.shape, leaf.shape, position_method))
-        elif name == _PATCH_KERNEL and source.in_channels != config.in_channels:
-            flat[name] = inflate_patch_kernel(entry.read(), config.in_channels)
-            how = f"{source.in_channels} to {config.in_channels} input channels"
+            flat[name] = np.asarray(resized)
+            report.resized.append((name, entry.shape, leaf.shape, rule))
+        elif name == _PATCH_KERNEL and entry.shape != leaf.shape:
+            flat[name], how = _fit_patch_kernel(entry.read(), config)
             report.resized.append((name, entry.shape, leaf.shape, how))
         elif by_name and by_name.sources and name in CLASS_AXES:
             report.resized.append((name, entry.shape, leaf.shape, "classes by name"))
@@ -176,6 +172,61 @@ def adapt(
     return unflatten_dict(flat, sep="/"), report
 
 
+def own_positions(source: SegmenterConfig) -> str:
+    """Why a user's wishes for positions have no effect; empty if they have one."""
+    if source.position == "rope":
+        return "positions are rotations, for images of any size"
+    if source.position_size:
+        rows, columns = source.grid
+        return (
+            f"the source's {rows}x{columns} positions have a rule of their own, "
+            f"{source.position_resize}"
+        )
+    return ""
+
+
+def position_rule(source: SegmenterConfig, wanted: Method | None) -> Method:
+    """How position embeddings of a source are resized: by its own rule, if it has one."""
+    return source.position_resize if source.position_size else wanted or "bilinear"
+
+
+def _fit_patch_kernel(kernel: np.ndarray, config: SegmenterConfig) -> tuple[np.ndarray, str]:
+    """A patch kernel for a network's patches and channels, and what was done to it."""
+    old, _, channels, _ = kernel.shape
+    new, done = config.patch_size, []
+    if old != new:
+        kernel = resize_patch_kernel(kernel, new)
+        done.append(f"patches of {old} to {new} pixels by FlexiViT's pseudo-inverse")
+    if channels != config.in_channels:
+        kernel = inflate_patch_kernel(kernel, config.in_channels)
+        done.append(f"{channels} to {config.in_channels} input channels")
+    return kernel, ", ".join(done)
+
+
+def resize_patch_kernel(kernel: np.ndarray, patch_size: int) -> np.ndarray:
+    """Patch kernel for patches of another size: what it gives for a patch stays, as far as it can.
+
+    With B the bilinear resize of a patch, (B^T)^+ w minimises E[(<x, w> - <B x, w'>)^2] over
+    patches x of independent pixels; for larger patches a patch and its enlargement give exactly
+    the same. B is separable, and so is its pseudo-inverse.
+
+    Source: Beyer et al. 2023, FlexiViT, section 3.4, equations 1 and 2 ("PI-resize").
+
+    Args:
+      kernel: (P, P, C, D).
+      patch_size: wanted P, in pixels.
+
+    Returns:
+      float32 (patch_size, patch_size, C, D); the same numbers for the same size.
+    """
+    old = kernel.shape[0]
+    if old == patch_size:
+        return kernel
+    inverse = np.linalg.pinv(resize_matrix(old, patch_size).T)
+    resized = np.einsum("yh,xw,hwcd->yxcd", inverse, inverse, kernel, optimize=True)
+    return resized.astype(np.float32)
+
+
 def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:
     """Patch kernel for another number of input channels; the rules are at the top of this module.
 
@@ -194,13 +245,23 @@ def inflate_patch_kernel(kernel: np.ndarray, in_channels: int) -> np.ndarray:
     return np.concatenate([kernel, extra], axis=2)
 
 
-def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
+def differences(
+    source: SegmenterConfig, config: SegmenterConfig, fields: Iterable[str] = ENCODER_FIELDS
+) -> tuple[str, str] | None:
+    """Fields in which two encoders differ, with the values of each; None if they do not."""
+
     def value(c: SegmenterConfig, field: str) -> Any:
         return getattr(c.encoder_block() if field == "mlp_dim" else c, field)
 
-    pairs = [(f, value(opened.config, f), value(config, f)) for f in ENCODER_FIELDS]
-    if different := [pair for pair in pairs if pair[1] != pair[2]]:
-        theirs, ours = (", ".join(f"{pair[0]}={pair[i]}" for pair in different) for i in (1, 2))
+    pairs = [(field, value(source, field), value(config, field)) for field in fields]
+    different = [pair for pair in pairs if pair[1] != pair[2]]
+    theirs, ours = (", ".join(f"{pair[0]}={pair[i]}" for pair in different) for i in (1, 2))
+    return (theirs, ours) if different else None
+
+
+def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
+    if found := differences(opened.config, config):
+        theirs, ours = found
         raise SourceError(
             f"{opened.source}: its encoder has {theirs}; the model wants {ours} "
             '(config.model.variant="source" takes what the source has)'
@@ -222,13 +283,20 @@ def _kind_of_decoder(config: SegmenterConfig) -> str:
     return f"{config.decoder} decoder of {config.decoder_depth} layers{queries}"
 
 
-def _numeric_warnings(source: SegmenterConfig, config: SegmenterConfig) -> list[str]:
-    return [
+def _warnings(
+    source: SegmenterConfig, config: SegmenterConfig, position_method: Method | None
+) -> list[str]:
+    # A source without positions of its own size has no rule of resizing them either.
+    unsaid = () if source.position_size else ("position_resize",)
+    warnings = [
         f"the source was trained with {field}={getattr(source, field)}; the model computes with "
         f"{getattr(config, field)}"
         for field in ENCODER_NUMERICS
-        if getattr(source, field) != getattr(config, field)
+        if field not in unsaid and getattr(source, field) != getattr(config, field)
     ]
+    if position_method is not None and (own := own_positions(source)):
+        warnings.append(f"position_method={position_method} has no effect: {own}")
+    return warnings
 
 
 def _header(opened: Opened) -> str:

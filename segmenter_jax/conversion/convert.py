@@ -5,7 +5,14 @@ import os
 from typing import Any
 
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.conversion.adapt import ENCODER_FIELDS, ENCODER_NUMERICS, Report, adapt
+from segmenter_jax.conversion.adapt import (
+    ENCODER_FIELDS,
+    ENCODER_NUMERICS,
+    Report,
+    adapt,
+    differences,
+    own_positions,
+)
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.class_names import agree, placeholder_names
 from segmenter_jax.conversion.download import sha256_of
@@ -13,6 +20,7 @@ from segmenter_jax.conversion.opening import Hints, Opened, SourceNetwork, norma
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
 from segmenter_jax.data.specs import spread_colors
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.config import with_patches
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import Params
 from segmenter_jax.models.resampling import Method
@@ -24,14 +32,16 @@ class ConvertOptions:
 
     Attributes:
       variant: for example "L/16"; the source must be that.
-      image_size: (height, width) in pixels the position embeddings are resized for.
+      image_size: (height, width) in pixels of the training crop, which position embeddings are
+        resized for where the source's do not stay.
       num_classes: of the decoder; needed where the source has none.
       decoder: "mask" or "linear"; "mask" where the source has none.
       in_channels: image channels.
+      patch_size: side of a patch in pixels; the patch embedding is resized for another one.
       num_heads: heads of the encoder, where the source does not tell.
       layer_norm_eps, gelu: how the model computes.
       normalization: a name of `models.normalization`; needed where the source does not tell.
-      position_method: how position embeddings are resized.
+      position_method: how position embeddings are resized; None: "bilinear".
       window, stride, base_size: see `ModelDescription`, in pixels.
       seed: of newly initialised parameters.
       entry: which of several sets of weights in one file.
@@ -43,11 +53,12 @@ class ConvertOptions:
     num_classes: int | None = None
     decoder: str | None = None
     in_channels: int | None = None
+    patch_size: int | None = None
     num_heads: int | None = None
     layer_norm_eps: float | None = None
     gelu: str | None = None
     normalization: str | None = None
-    position_method: Method = "bilinear"
+    position_method: Method | None = None
     window: int | None = None
     stride: int | None = None
     base_size: int | None = None
@@ -78,6 +89,8 @@ def convert(
     config = _target_config(opened, options)
     description = _describe(opened, config, options)
     params, report = adapt(opened, config, options.seed, options.position_method)
+    if options.image_size is not None and (own := own_positions(opened.config)):
+        report.warnings.append(f"image_size={options.image_size} resizes no positions: {own}")
     given = {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
     provenance = _provenance(opened, given, report)
     if opened.format == MODEL_DIRECTORY:
@@ -97,9 +110,13 @@ def source_network(
     Raises:
       ValueError: the source cannot be read or explained.
     """
-    opened = open_source(source, hints, entry)
+    return _network(open_source(source, hints, entry))
+
+
+def _network(opened: Opened) -> SourceNetwork:
     config = opened.config
-    fields = {name: getattr(config, name) for name in (*ENCODER_FIELDS, *ENCODER_NUMERICS)}
+    names = ("patch_size", *ENCODER_FIELDS, *ENCODER_NUMERICS)
+    fields = {name: getattr(config, name) for name in names}
     if config.position == "learned":
         # Positions stay as they are, and are resized once, at run time.
         fields["position_size"] = config.position_size or config.image_size
@@ -111,7 +128,7 @@ def load_init(
     source: os.PathLike | str,
     target: ModelDescription,
     seed: int,
-    position_method: Method = "bilinear",
+    position_method: Method | None = None,
     entry: str | None = None,
 ) -> tuple[Params, dict[str, Any], Report]:
     """Starts training from a source of weights.
@@ -125,27 +142,28 @@ def load_init(
       source: see `locate.locate`.
       target: the network to train, and how its images are normalised.
       seed: of newly initialised parameters.
-      position_method: how position embeddings are resized.
+      position_method: how position embeddings are resized; None: "bilinear".
       entry: which of several sets of weights in one file; None takes the only one.
 
     Returns:
-      Parameters on the host, where they come from (JSON values, with the sha256 of the source), and
-      what happened to each.
+      Parameters on the host; where they come from (JSON values: the sha256 of the source, and as
+      "network" the fields of its `SourceNetwork`); and what happened to each.
 
     Raises:
       ValueError: the source cannot be read or explained, or its encoder is another one.
     """
     config = target.model
     opened = open_source(source, Hints(config.num_heads, config.image_size), entry)
-    given = {"position_method": position_method, "seed": seed}
+    given = {"position_method": position_method or "bilinear", "seed": seed}
     classes = agree(opened.description.get("classes"), target.classes)
-    params, report = adapt(opened, config, **given, classes=classes)
+    params, report = adapt(opened, config, seed, position_method, classes)
     if classes is None and opened.has_decoder and config.num_classes == opened.config.num_classes:
         report.warnings.append(
             "the source does not name its classes: they are taken for these, in this order"
         )
     report.warnings += _normalization_warnings(opened, target)
-    return params, _provenance(opened, given | ({"entry": entry} if entry else {}), report), report
+    origin = _provenance(opened, given | ({"entry": entry} if entry else {}), report)
+    return params, origin | {"network": dataclasses.asdict(_network(opened))}, report
 
 
 def _normalization_warnings(opened: Opened, target: ModelDescription) -> list[str]:
@@ -165,12 +183,12 @@ def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
         wanted = SegmenterConfig.from_variant(
             options.variant, num_classes=1, image_size=source.image_size
         )
-        for field in ("width", "depth", "num_heads", "patch_size"):
-            if getattr(wanted, field) != getattr(source, field):
-                raise SourceError(
-                    f"{opened.source}: not a {options.variant}: {field} is "
-                    f"{getattr(source, field)}, expected {getattr(wanted, field)}"
-                )
+        # A distilled network is of the same variant.
+        fields = ("patch_size", *(field for field in ENCODER_FIELDS if field != "distilled"))
+        if found := differences(source, wanted, fields):
+            raise SourceError(
+                f"{opened.source}: not a {options.variant}: has {found[0]}; expected {found[1]}"
+            )
     if not opened.has_decoder and options.num_classes is None:
         raise SourceError(
             f"{opened.source}: holds an encoder only; give num_classes (--num_classes of "
@@ -184,6 +202,9 @@ def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
         )
     names = ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.patch_size is not None:
+        patches = {name: getattr(source, name) for name in ("patch_size", "position_size")}
+        changes |= with_patches(patches, options.patch_size)
     if not opened.has_decoder:
         changes.setdefault("decoder", "mask")
     return dataclasses.replace(source, **changes)

@@ -78,8 +78,12 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}
 
 
 def _naming(names: Collection[str]) -> Naming | None:
-    found = (n for n in (ORIGINAL, HUB) if n.marks | {n.theirs("pos_embedding")} <= set(names))
-    return next(found, None)
+    known = set(names)
+    found = (n for n in (ORIGINAL, HUB) if n.marks | {n.theirs("pos_embedding")} <= known)
+    naming = next(found, None)
+    # Without either of these they are timm's.
+    own = {"mask_token", ORIGINAL.theirs("registers")} & known
+    return None if naming is ORIGINAL and not own else naming
 
 
 def detect(names: Collection[str]) -> bool:

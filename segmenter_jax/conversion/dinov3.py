@@ -1,5 +1,6 @@
 """DINOv3: the original files, and those of the Hugging Face hub."""
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -95,7 +96,7 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     said = huggingface.read_config(file) if naming.hub else {}
     fields = {
         "position": "rope",
-        "rope_base": rope_base(said),
+        "rope_base": rope_base(file, said),
         "layer_scale": True,
         "layer_norm_eps": 1e-5,
     }
@@ -107,15 +108,18 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     queries = ("blocks.0.attn.qkv.bias", "layer.0.attention.q_proj.bias")
     if not any(name in names for name in queries):
         zeros += ["attention/query/bias", "attention/value/bias"]
-    return open_encoder(
-        file, NAME, naming, fields, hints, _DROPPED, _images(file), HEADS, tuple(zeros)
+    described, notes = images(file)
+    opened = open_encoder(
+        file, NAME, naming, fields, hints, _DROPPED, described, HEADS, tuple(zeros)
     )
+    return dataclasses.replace(opened, notes=(*opened.notes, *notes))
 
 
-def rope_base(said: dict[str, Any]) -> float:
+def rope_base(file: ArrayFile, said: dict[str, Any]) -> float:
     """Longest period that a `config.json` says, in the older or the newer way; else the usual."""
     inner = said.get("rope_parameters")
-    return float((inner if isinstance(inner, dict) else said).get("rope_theta", 100.0))
+    said = inner if isinstance(inner, dict) else said
+    return huggingface.positive_number(file, said, "rope_theta", 100.0)
 
 
 def _periods(file: ArrayFile) -> dict[str, Any]:
@@ -136,8 +140,15 @@ def _periods(file: ArrayFile) -> dict[str, Any]:
     )
 
 
-def _images(file: ArrayFile) -> dict[str, Any]:
-    """Normalisation, which the weights for satellite images have of their own."""
-    name = file.path.name
-    satellites = "sat493m" in name or "sat493m" in file.path.parent.name
-    return normalized_as("sat493m" if satellites else "imagenet")
+def images(file: ArrayFile) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Normalisation by the names of file and folder, and what to say where nothing tells it."""
+    names = file.path.parent.name + file.path.name
+    for weights, normalization in (("sat493m", "sat493m"), ("lvd1689m", "imagenet")):
+        if weights in names:
+            return normalized_as(normalization), ()
+    said = huggingface.normalization(file)
+    note = (
+        "neither a file beside the weights nor their name says how images were normalised: taken "
+        "for ImageNet's; DINOv3's weights for satellite images (sat493m) need their own"
+    )
+    return said or normalized_as("imagenet"), () if said else (note,)

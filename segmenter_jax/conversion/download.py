@@ -42,6 +42,11 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(root).expanduser() / "segmenter_jax" / "weights"
 
 
+def in_cache(url: str) -> bool:
+    """Whether the file of an address is in the cache."""
+    return _place(url).exists()
+
+
 def cached(url: str) -> pathlib.Path:
     """The file of an address in the cache, downloaded if it is not there yet.
 

@@ -119,9 +119,17 @@ def _mlp(file: ArrayFile, naming: Naming) -> tuple[str, tuple[Row, ...]]:
     whole = (
         (kind, rows)
         for kind, rows in naming.mlps.items()
-        if all(first + row.theirs in file.arrays for row in rows)
+        if all(first + row.theirs in file.arrays for row in rows) and _fits(file, first, rows)
     )
     return next(whole, next(iter(naming.mlps.items())))
+
+
+def _fits(file: ArrayFile, first: str, rows: tuple[Row, ...]) -> bool:
+    """Whether the first layer is as wide as the last one needs: a gate may be in it, or not."""
+    by_name = {row.ours: row for row in rows}
+    into, out = (by_name[f"mlp/Dense_{i}/kernel"] for i in (0, 1))
+    width = file.shape(first + into.theirs, 2)[0]
+    return width == into.layout.parts * file.shape(first + out.theirs, 2)[1]
 
 
 def _fields(

@@ -13,7 +13,8 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from segmenter_jax.conversion.arrays import ArrayFile, LazyArray, SourceError, Values, read_groups
+from segmenter_jax.conversion.arrays import ArrayFile, LazyArray, SourceError, Values
+from segmenter_jax.conversion.files import read_groups
 from segmenter_jax.conversion.huggingface import SHARDS, read_shards
 
 # Whether names are those of a model's arrays.

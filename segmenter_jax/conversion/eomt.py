@@ -169,7 +169,11 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     rotated = naming in (DINOV3_ORIGINAL, DINOV3_HUB)
     fields = _fields(file, said, head) | {"layer_scale": True}
     if rotated:
-        fields |= {"position": "rope", "rope_base": dinov3.rope_base(said), "layer_norm_eps": 1e-5}
+        fields |= {
+            "position": "rope",
+            "rope_base": dinov3.rope_base(file, said),
+            "layer_norm_eps": 1e-5,
+        }
         if not ("image_size" in fields or hints.image_size):
             raise SourceError(
                 f"{file.path}: neither it nor a config.json beside it says the size of its images; "

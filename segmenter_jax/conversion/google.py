@@ -9,6 +9,7 @@ import functools
 from collections.abc import Collection
 from typing import Any
 
+from segmenter_jax.conversion import naflex
 from segmenter_jax.conversion.arrays import ArrayFile, LazyArray
 from segmenter_jax.conversion.mapping import SAME, WITHOUT_CLASS_TOKEN, Row, prefixed
 from segmenter_jax.conversion.opening import (
@@ -73,6 +74,12 @@ _DROPPED = (
 )
 
 
+def block_rows(ours: str, theirs: str, numbers: dict[str, str] = _NEWER) -> list[Row]:
+    """Rows of one transformer block."""
+    block = [row._replace(theirs=row.theirs.format(**numbers)) for row in _BLOCK]
+    return prefixed(block, ours, theirs)
+
+
 def _numbering(file: ArrayFile) -> dict[str, str]:
     released = "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"
     return _RELEASED if released in file.arrays else _NEWER
@@ -108,9 +115,9 @@ def _describe(file: ArrayFile, numbers: dict[str, str]) -> dict[str, Any]:
 def _table(depth: int, file: ArrayFile, numbers: dict[str, str]) -> list[Row]:
     class_token = (_CLASS_TOKEN,) if "cls" in file.arrays else ()
     rows = prefixed((*_STEM, *class_token, _position(file)[0]), "encoder/", "")
-    block = [row._replace(theirs=row.theirs.format(**numbers)) for row in _BLOCK]
     for i in range(depth):
-        rows += prefixed(block, f"encoder/encoderblock_{i}/", f"Transformer/encoderblock_{i}/")
+        name = f"encoderblock_{i}/"
+        rows += block_rows(f"encoder/{name}", f"Transformer/{name}", numbers)
     return rows
 
 
@@ -123,7 +130,13 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
     file, outside = _unwrap(file)
     numbers = _numbering(file)
-    config = network(file.path, _describe(file, numbers), _position(file)[1], hints)
+    flexible = naflex.unflattened(file, "embedding/kernel", _SEPARATE_POSITION, "hwio")
+    file = flexible or file
+    fields = _describe(file, numbers)
+    config = network(file.path, fields, _position(file)[1], hints)
+    if flexible:
+        native = {"position_resize": naflex.RESIZE, "position_size": config.image_size}
+        config = dataclasses.replace(config, **native)
     table = _table(config.depth, file, numbers)
     opened = bind(file, NAME, config, table, _DROPPED, normalized_as("vit"))
     return dataclasses.replace(opened, dropped=outside + opened.dropped)

@@ -1,10 +1,12 @@
 """Folders of the Hugging Face hub: weights in several files, and what lies beside them."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
-from segmenter_jax.conversion.arrays import ArrayFile, Content, SourceError, read_groups
+from segmenter_jax.conversion.arrays import ArrayFile, Content, SourceError
+from segmenter_jax.conversion.files import read_groups
 from segmenter_jax.runtime.errors import first_few, first_line
 
 _ACTIVATIONS = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
@@ -30,7 +32,7 @@ def shards(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_shards(path: pathlib.Path) -> Content:
-    """As `arrays.read_groups`, of all files that an index names."""
+    """As `files.read_groups`, of all files that an index names."""
     arrays: dict[str, Any] = {}
     for file in shards(path):
         groups, _ = read_groups(file)
@@ -49,6 +51,18 @@ def read_config(file: ArrayFile) -> dict[str, Any]:
     if not isinstance(inner, dict):
         raise SourceError(f"{file.path}: config.json: 'vision_config' is no object")
     return inner
+
+
+def positive_number(file: ArrayFile, said: dict[str, Any], name: str, default: float) -> float:
+    """A field of the configuration that is a number; `default` where it is not said.
+
+    Raises:
+      SourceError: it is none.
+    """
+    value = said.get(name, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise SourceError(f"{file.path}: config.json: {name}={value!r} is no positive number")
+    return float(value)
 
 
 def whole_number(file: ArrayFile, said: dict[str, Any], name: str) -> int | None:
@@ -81,8 +95,8 @@ def numerics(file: ArrayFile, said: dict[str, Any], found: dict[str, Any]) -> di
                 f"arrays have {found[field]}"
             )
     fields: dict[str, Any] = {}
-    if isinstance(eps := said.get("layer_norm_eps"), float):
-        fields["layer_norm_eps"] = eps
+    if "layer_norm_eps" in said:
+        fields["layer_norm_eps"] = positive_number(file, said, "layer_norm_eps", math.nan)
     if (name := said.get("hidden_act")) is not None and found["mlp"] == "gelu":
         if name not in _ACTIVATIONS:
             raise SourceError(
@@ -93,21 +107,28 @@ def numerics(file: ArrayFile, said: dict[str, Any], found: dict[str, Any]) -> di
 
 
 def normalization(file: ArrayFile) -> dict[str, Any]:
-    """`mean` and `std` that `preprocessor_config.json` says; empty where it does not.
+    """`mean` and `std` as files beside the weights say; empty where they do not.
+
+    The hub's libraries write them to `preprocessor_config.json`, timm to its own `config.json`.
 
     Raises:
-      SourceError: it cannot be read, or these are no numbers.
+      SourceError: one cannot be read, or these are no numbers.
     """
     said = _read(file, "preprocessor_config.json")
-    found = {
-        ours: said.get(theirs) for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-    }
-    if None in found.values():
+    where, found = (
+        "preprocessor_config.json: image_",
+        (said.get("image_mean"), said.get("image_std")),
+    )
+    if None in found:
+        group = _read(file, "config.json").get("pretrained_cfg")
+        timms = group if isinstance(group, dict) else {}
+        where, found = "config.json: pretrained_cfg.", (timms.get("mean"), timms.get("std"))
+    if None in found:
         return {}
-    for name, values in found.items():
+    for name, values in zip(("mean", "std"), found, strict=True):
         if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
-            raise SourceError(f"{file.path}: preprocessor_config.json: image_{name}={values!r}")
-    return {name: tuple(map(float, values)) for name, values in found.items()}
+            raise SourceError(f"{file.path}: {where}{name}={values!r}")
+    return {n: tuple(map(float, v)) for n, v in zip(("mean", "std"), found, strict=True)}
 
 
 def _read(file: ArrayFile, name: str) -> dict[str, Any]:

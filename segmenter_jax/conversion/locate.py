@@ -1,5 +1,6 @@
 """What a source of weights is: a model directory, a file of another project, or one to fetch."""
 
+import difflib
 import os
 import pathlib
 from typing import NamedTuple
@@ -8,7 +9,9 @@ from etils import epath
 
 from segmenter_jax.checkpoints.model_dir import find_model_dir, resolve_model_dir
 from segmenter_jax.conversion.arrays import SourceError
-from segmenter_jax.conversion.download import cached, copied
+from segmenter_jax.conversion.download import cached, copied, in_cache
+from segmenter_jax.conversion.published import PUBLISHED, gated, licence
+from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 from segmenter_jax.runtime.files import is_local
 
@@ -16,21 +19,16 @@ from segmenter_jax.runtime.files import is_local
 _BUCKET = "gs://vit_models/"
 _BUCKET_URL = "https://storage.googleapis.com/vit_models/"
 
-# ViTs of "How to train your ViT?", pretrained on ImageNet-21k and fine-tuned on ImageNet.
-_AUGREG = {
-    "Ti_16": "aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384",
-    "S_16": "aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384",
-    "B_16": "aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384",
-    "B_8": "aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_224",
-    "L_16": "aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384",
-}
-PUBLISHED = {
-    f"augreg/{name}": f"{_BUCKET_URL}augreg/{name}-i21k-300ep-lr_0.001-{rest}.npz"
-    for name, rest in _AUGREG.items()
-}
+# Of published names.
+_EXAMPLES = ("augreg/L_16", "dinov2_S/14")
 
 # Where a folder has files of several rows, those of the first are its weights.
-_WEIGHTS = (("*.index.json",), ("*.npz", "*.pth", "*.safetensors"), ("*.bin",))
+_WEIGHTS = (
+    ("*.index.json",),
+    ("*.npz", "*.pth", "*.safetensors"),
+    ("*.bin",),
+    ("*.msgpack", "checkpoint_*"),
+)
 
 
 class Place(NamedTuple):
@@ -45,13 +43,15 @@ def locate(source: os.PathLike | str) -> Place:
 
     Args:
       source: a model directory or workdir, local or remote; a local file of weights, or a folder
-        with one; a published name, "augreg/" and one of Ti_16, S_16, B_16, B_8, L_16; an https://
-        address; or a remote file that `etils.epath` reads, such as gs://.
+        with one; a name of `published.PUBLISHED`; an https:// address; or a remote file that
+        `etils.epath` reads, such as gs://.
 
     Raises:
       ValueError: nothing is there, or it cannot be fetched.
     """
     if (url := web_address(source)) is not None:
+        if (name := os.fspath(source)) in PUBLISHED and not in_cache(url):
+            logger.warning("fetching %s, whose licence is %s: %s", name, licence(name), url)
         return Place(epath.Path(cached(url)), is_model=False)
     if not is_local(source):
         return _locate_remote(os.fspath(source))
@@ -62,8 +62,11 @@ def locate(source: os.PathLike | str) -> Place:
     if path.is_dir():
         return Place(_only_file(path), is_model=False)
     if not path.exists():
+        if why := gated(os.fspath(source)):
+            raise SourceError(f"{source}: does not exist, and {why}")
+        near = difflib.get_close_matches(os.fspath(source), PUBLISHED, n=4) or _EXAMPLES
         raise SourceError(
-            f"{source}: does not exist, and is no published name; those are {', '.join(PUBLISHED)}"
+            f"{source}: does not exist, and is no published name such as {', '.join(near)}"
         )
     return Place(path, is_model=False)
 

@@ -1,10 +1,11 @@
-"""The vision towers of SigLIP and SigLIP 2 at fixed resolution, from the Hugging Face hub.
+"""The vision towers of SigLIP and SigLIP 2, from the Hugging Face hub.
 
 Those of big_vision have Google's names, see `google`.
 """
 
 from collections.abc import Collection
 
+from segmenter_jax.conversion import naflex
 from segmenter_jax.conversion.arrays import ArrayFile
 from segmenter_jax.conversion.encoders import Naming, open_encoder
 from segmenter_jax.conversion.mapping import CONV, POSITIONS, Row, linear, norm, split_qkv
@@ -43,6 +44,10 @@ def detect(names: Collection[str]) -> bool:
 
 def open(file: ArrayFile, hints: Hints) -> Opened:
     """See `opening.Format`."""
-    fields = {"gelu": "tanh", "layer_norm_eps": 1e-6, "position_resize": "bicubic"}
+    names = HUB.theirs("embedding/kernel"), HUB.theirs("pos_embedding")
+    flexible = naflex.unflattened(file, *names, "oihw")
+    fields = {"gelu": "tanh", "layer_norm_eps": 1e-6}
+    fields["position_resize"] = naflex.RESIZE if flexible else "bicubic"
+    file = flexible or file
     images = normalized_as("vit")
     return open_encoder(file, NAME, HUB, fields, hints, _DROPPED, images, _HEADS)

@@ -14,11 +14,13 @@ from segmenter_jax.conversion import (
     dinov3,
     eomt,
     google,
+    loca,
     mae,
     mmseg,
     reference,
     siglip,
     timm,
+    timm_scaled,
 )
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.entries import read_arrays
@@ -27,7 +29,10 @@ from segmenter_jax.conversion.locate import locate
 from segmenter_jax.conversion.opening import Entry, Format, Hints, Opened
 
 # In the order of detection; all but the last, whose names are the least, exclude each other.
-FORMATS: tuple[Format, ...] = (google, reference, mmseg, eomt, dinov2, dinov3, siglip, mae, timm)
+FORMATS: tuple[Format, ...] = (
+    *(google, loca, reference, mmseg, eomt, dinov2, dinov3, siglip, mae, timm_scaled),
+    timm,
+)
 MODEL_DIRECTORY = "segmenter_jax"
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from segmenter_jax.conversion import huggingface
 from segmenter_jax.conversion.arrays import ArrayFile
 from segmenter_jax.conversion.mapping import CONV, SAME, Row, fused_qkv, linear, norm, prefixed
 from segmenter_jax.conversion.opening import (
@@ -81,4 +82,5 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     config = network(file.path, fields, patches, hints)
     # AugReg and plain DeiT weights look the same; only distilled ones are DeiT's for certain.
     description = normalized_as("deit") if config.distilled else {}
+    description |= huggingface.normalization(file)
     return bind(file, NAME, config, encoder_rows(config, ""), HEADS, description)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
@@ -137,7 +138,10 @@ class SegmenterConfig:
                 f"{variant=} is unknown; choose a size from {tuple(VARIANTS)} and a patch size, "
                 'for example "S/16"'
             )
-        return cls(**(VARIANTS[name] | {"patch_size": int(patch)} | overrides))
+        fields = VARIANTS[name] | {"patch_size": int(patch)}
+        if (wanted := overrides.get("patch_size")) is not None:
+            fields = with_patches(fields, wanted)
+        return cls(**(fields | overrides))
 
     def encoder_block(self, mesh: Placement = None) -> BlockConfig:
         """What all blocks of the encoder share: the fields of the same names.
@@ -248,6 +252,20 @@ def _check_choices(config: SegmenterConfig) -> None:
     for field, allowed in choices.items():
         if (value := getattr(config, field)) not in allowed:
             raise ValueError(f"{field}={value!r} is unknown; choose from {allowed}")
+
+
+def with_patches(fields: Mapping[str, Any], patch_size: int) -> dict[str, Any]:
+    """Fields of a network for patches of another size: as many positions as before, each of one.
+
+    Args:
+      fields: of `SegmenterConfig`, among them `patch_size`.
+      patch_size: wanted, in pixels.
+    """
+    changed = dict(fields) | {"patch_size": patch_size}
+    if (size := fields.get("position_size")) and patch_size > 0:
+        rows, columns = patch_grid(size, fields["patch_size"])
+        changed["position_size"] = (rows * patch_size, columns * patch_size)
+    return changed
 
 
 def patch_grid(size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -18,6 +18,10 @@ _GATED = {"mlp": "swiglu"}
 _DINOV2 = {"layer_scale": True, "layer_norm_eps": 1e-6, "position_size": (518, 518)}
 _DINOV3 = {"layer_scale": True, "position": "rope", "num_registers": 4}
 _SIGLIP = {"class_token": False, "gelu": "tanh", "layer_norm_eps": 1e-6}
+# Of 16 x 16 patches, resized for each image.
+_NAFLEX = _SIGLIP | {"position_size": (256, 256), "position_resize": "bilinear_antialias"}
+# Of 14 x 14 patches.
+_LOCA = _SIGLIP | {"position_size": (224, 224), "position_resize": "bilinear_antialias"}
 _MAE = {"layer_norm_eps": 1e-6, "position_size": (224, 224)}
 
 _DINOV2_SIZES = {name: PLAIN[name] for name in ("S", "B", "L")} | {
@@ -33,6 +37,7 @@ _SIGLIP_SIZES = {name: PLAIN[name] for name in ("B", "L")} | {
     "g-opt": {"width": 1536, "depth": 40, "num_heads": 16, "mlp_dim": 6144},
 }
 _MAE_SIZES = {name: PLAIN[name] for name in ("B", "L")} | {"H": _H | {"num_heads": 16}}
+_LOCA_SIZES = {"S": PLAIN["S"]} | _MAE_SIZES
 
 _FAMILIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "dinov2": (_DINOV2 | {"position_resize": "bicubic"}, _DINOV2_SIZES),
@@ -42,6 +47,8 @@ _FAMILIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     ),
     "dinov3": (_DINOV3, _DINOV3_SIZES),
     "siglip": (_SIGLIP | {"position_resize": "bicubic"}, _SIGLIP_SIZES),
+    "naflex": (_NAFLEX, {name: _SIGLIP_SIZES[name] for name in ("B", "So400m")}),
+    "loca": (_LOCA, _LOCA_SIZES),
     "mae": (_MAE | {"position_resize": "bicubic"}, _MAE_SIZES),
 }
 

@@ -29,7 +29,7 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     """Checks numbers that are handed on without a check of their own."""
     if not 0 <= config.ema_decay < 1:
         raise ValueError(f"config.ema_decay must be in [0, 1), got {config.ema_decay}")
-    if (method := config.position_method) not in (choices := get_args(Method)):
+    if (method := config.position_method) not in (None, *(choices := get_args(Method))):
         raise ValueError(f"config.position_method={method!r} is unknown; choose from {choices}")
     for name, least in (
         ("total_steps", 1),

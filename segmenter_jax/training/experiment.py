@@ -18,6 +18,7 @@ from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import TrainTransform
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models.config import with_patches
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
@@ -95,7 +96,8 @@ def model_config(
                     f"{name}={fields[name]} replaces what the source has, {source.fields[name]}; "
                     f"--config.model.{name}=None takes it"
                 )
-        return SegmenterConfig(**(source.fields | fields))
+        taken = with_patches(source.fields, fields.get("patch_size", source.fields["patch_size"]))
+        return SegmenterConfig(**(taken | fields))
     return SegmenterConfig.from_variant(variant, **fields)
 
 

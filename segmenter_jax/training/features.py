@@ -127,7 +127,8 @@ def _about(experiment: Experiment, encoder: Params) -> dict[str, Any]:
     network, options, split = program.model.config, program.options, config.dataset.train_split
     transform = dataclasses.asdict(experiment.transform)
     transform.pop("spec")
-    fields = (*ENCODER_FIELDS, *ENCODER_NUMERICS, "position_size", "image_size", "in_channels")
+    sizes = "patch_size", "position_size", "image_size", "in_channels"
+    fields = *ENCODER_FIELDS, *ENCODER_NUMERICS, *sizes
     return {
         "encoder": weights_digest(jax.device_get(encoder)),
         "network": {name: getattr(network, name) for name in fields},

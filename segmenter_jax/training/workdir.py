@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.manager import CHECKPOINTS_FOLDER, Checkpoints
 from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, save_model
-from segmenter_jax.conversion.opening import Hints, SourceNetwork
+from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_params
 from segmenter_jax.runtime import processes
@@ -29,7 +29,7 @@ ORIGIN_FILE = "init_from.json"
 
 _TRIAL_FOLDER = ".trial"
 
-# In ORIGIN_FILE, for the next start of the run.
+# In ORIGIN_FILE, for the next start of the run; see `convert.load_init`.
 _NETWORK = "network"
 
 # Fields of a config that a saved state belongs to: a run with another value cannot resume from it.
@@ -39,6 +39,7 @@ FIXED_FIELDS = frozenset(
         "optimizer.name",
         "augment.crop_size",
         "model.variant",
+        "model.patch_size",
         "model.width",
         "model.depth",
         "model.num_heads",
@@ -145,7 +146,7 @@ def initial_params(
             (workdir / ORIGIN_FILE).unlink(missing_ok=True)
         return init_params(description.model, config.seed)
     # Readers of foreign formats are needed here only.
-    from segmenter_jax.conversion.convert import load_init, source_network
+    from segmenter_jax.conversion.convert import load_init
 
     params, origin, report = load_init(
         config.init_from,
@@ -156,9 +157,7 @@ def initial_params(
     )
     logger.info("parameters from %s\n%s", config.init_from, report)
     if jax.process_index() == 0:
-        hints = Hints(description.model.num_heads, description.model.image_size)
-        network = source_network(config.init_from, hints, config.init_entry or None)
-        _write_json(workdir / ORIGIN_FILE, origin | {_NETWORK: dataclasses.asdict(network)})
+        _write_json(workdir / ORIGIN_FILE, origin)
     return params
 
 

@@ -22,7 +22,7 @@ from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import NORMALIZATION
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "golden" / "backbones"
-NETWORKS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip", "vit")
+NETWORKS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip", "naflex", "vit")
 CASES = ("native", "wide", "other")
 
 
@@ -31,9 +31,9 @@ def opened_model(source, **options):
     return conversion.convert(source, conversion.ConvertOptions(**given | options))
 
 
-def token_errors(source, name, cases=CASES, **fields):
+def token_errors(source, name, cases=CASES, num_heads=None, **fields):
     """Largest difference of the tokens from the golden ones, by case."""
-    description, params, _ = opened_model(source)
+    description, params, _ = opened_model(source, num_heads=num_heads)
     model = Segmenter(dataclasses.replace(description.model, **fields))
     encode = jax.jit(lambda params, x: model.apply({"params": params}, x, method=model.encode))
     errors = {}
@@ -140,6 +140,49 @@ def test_original_names_hold_the_same_network(name, tmp_path):
         assert description.model.rope_periods == "float32"
 
 
+def big_vision(arrays, heads=2):
+    """SigLIP's arrays as NaFlex of big_vision has them."""
+    kernel, position = "embeddings.patch_embedding", "embeddings.position_embedding.weight"
+    width = arrays[position].shape[1]
+    found = {"embedding/kernel": arrays[f"{kernel}.weight"].T, "pos_embedding": arrays[position]}
+    found["pos_embedding"] = found["pos_embedding"].reshape(4, 4, width)
+    found["embedding/bias"] = arrays[f"{kernel}.bias"]
+    norms = {"Transformer/encoder_norm": "post_layernorm"}
+    for i in range(2):
+        block, theirs = f"Transformer/encoderblock_{i}/", f"encoder.layers.{i}."
+        norms |= {f"{block}LayerNorm_{j}": f"{theirs}layer_norm{j + 1}" for j in (0, 1)}
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            weight, bias = (
+                arrays[f"{theirs}self_attn.{name}.{kind}"] for kind in ("weight", "bias")
+            )
+            last = name == "out_proj"
+            shape = (heads, -1, width) if last else (width, heads, -1)
+            ours = {"q": "query", "k": "key", "v": "value", "o": "out"}[name[0]]
+            attention = f"{block}MultiHeadDotProductAttention_0/{ours}/"
+            found[f"{attention}kernel"] = weight.T.reshape(shape)
+            found[f"{attention}bias"] = bias if last else bias.reshape(heads, -1)
+        for j in (0, 1):
+            dense = f"{block}MlpBlock_0/Dense_{j}/"
+            found[f"{dense}kernel"] = arrays[f"{theirs}mlp.fc{j + 1}.weight"].T
+            found[f"{dense}bias"] = arrays[f"{theirs}mlp.fc{j + 1}.bias"]
+    for ours, theirs in norms.items():
+        found |= {
+            f"{ours}/scale": arrays[f"{theirs}.weight"],
+            f"{ours}/bias": arrays[f"{theirs}.bias"],
+        }
+    return {f"params/img/{name}": array for name, array in found.items()}
+
+
+def test_naflex_of_big_vision_is_the_same_network(tmp_path):
+    arrays = big_vision(load_file(FOLDER / "naflex" / "model.safetensors"))
+    np.savez(tmp_path / "naflex.npz", **arrays)
+    assert max(token_errors(tmp_path / "naflex.npz", "naflex").values()) < 2e-5
+    arrays["params/img/embedding/kernel"] = arrays["params/img/embedding/kernel"][:-3]
+    np.savez(tmp_path / "odd.npz", **arrays)
+    with pytest.raises(SourceError, match=r"shape \(45, 32\); expected square patches of 3"):
+        open_source(tmp_path / "odd.npz", Hints())
+
+
 def test_rounded_periods_are_taken_from_the_file(tmp_path):
     description, _, _ = opened_model(original("dinov3", tmp_path, ml_dtypes.bfloat16), num_heads=2)
     assert description.model.rope_periods == "bfloat16"
@@ -235,6 +278,7 @@ def test_a_configuration_of_another_network_is_refused(tmp_path):
     for change, message in (
         ({"hidden_size": 64}, "another network: hidden_size=64, the arrays have 32"),
         ({"hidden_act": "relu"}, "hidden_act='relu'; known are"),
+        ({"layer_norm_eps": "a"}, "layer_norm_eps='a' is no positive number"),
     ):
         (folder / "config.json").write_text(json.dumps(said | change))
         with pytest.raises(SourceError, match=message):
@@ -243,6 +287,21 @@ def test_a_configuration_of_another_network_is_refused(tmp_path):
     path = original("dinov2", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
     assert open_source(path, Hints(num_heads=2)).config.num_heads == 2
+
+
+def test_dinov3_says_what_its_files_do_not(tmp_path):
+    folder = shutil.copytree(FOLDER / "dinov3", tmp_path / "any")
+    _, _, report = opened_model(folder)
+    (note,) = report.warnings
+    assert "how images were normalised: taken for ImageNet's" in note
+    assert "LayerNorm_0/bias <- layer.*.norm1.bias (32,), blocks 0 to 1" in str(report)
+    named = shutil.copytree(FOLDER / "dinov3", tmp_path / "dinov3-vitl16-pretrain-sat493m")
+    found = open_source(named, Hints())
+    assert found.description["mean"] == NORMALIZATION["sat493m"][0] and not found.notes
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | {"rope_theta": "many"}))
+    with pytest.raises(SourceError, match="rope_theta='many' is no positive number"):
+        open_source(folder, Hints())
 
 
 def test_a_clip_tower_is_no_siglip(tmp_path):

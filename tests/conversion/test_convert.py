@@ -410,5 +410,8 @@ def test_standard_widths_know_their_heads(tmp_path):
     save_file({k: np.zeros(s, np.float16) for k, s in shapes.items()}, tmp_path / "ti")
     assert open_source(tmp_path / "ti", Hints()).config.num_heads == 3
     options = conversion.ConvertOptions(num_classes=2, normalization="vit", variant="S/16")
-    with pytest.raises(ValueError, match="not a S/16: width is 192, expected 384"):
+    with pytest.raises(
+        ValueError,
+        match="not a S/16: has width=192, num_heads=3, mlp_dim=768; expected width=384, ",
+    ):
         conversion.convert(tmp_path / "ti", options)

@@ -9,8 +9,11 @@ import pytest
 
 from segmenter_jax.conversion import download
 from segmenter_jax.conversion.arrays import SourceError
-from segmenter_jax.conversion.locate import PUBLISHED, locate, web_address
+from segmenter_jax.conversion.locate import locate, web_address
+from segmenter_jax.conversion.published import PUBLISHED, licence
 from segmenter_jax.inference.predictor import read_model
+from segmenter_jax.models import VARIANTS
+from segmenter_jax.runtime.console import logger
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
@@ -161,10 +164,55 @@ def test_without_a_network_the_error_says_where_to_put_the_file(server, url, cac
 
 
 def test_published_names_are_the_augreg_files():
-    assert sorted(PUBLISHED) == [f"augreg/{n}" for n in ("B_16", "B_8", "L_16", "S_16", "Ti_16")]
-    for name, address in PUBLISHED.items():
+    augreg = {name: address for name, address in PUBLISHED.items() if name.startswith("augreg/")}
+    assert sorted(augreg) == [f"augreg/{n}" for n in ("B_16", "B_8", "L_16", "S_16", "Ti_16")]
+    for name, address in augreg.items():
         assert address.startswith(f"https://storage.googleapis.com/vit_models/{name}-i21k-300ep-")
         assert address.endswith(("res_384.npz", "res_224.npz"))
+
+
+def test_published_names_are_variants_with_addresses_of_their_owners():
+    meta, google = "https://dl.fbaipublicfiles.com/", "https://storage.googleapis.com/"
+    for name, address in {
+        "dinov2_g/14": f"{meta}dinov2/dinov2_vitg14/dinov2_vitg14_pretrain.pth",
+        "dinov2reg_S/14": f"{meta}dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
+        "siglip2_g-opt/16@384": f"{google}big_vision/siglip2/siglip2_g-opt16_384.npz",
+        "mae_H/14": f"{meta}mae/pretrain/mae_pretrain_vit_huge.pth",
+        "loca_B/16@i21k": f"{google}scenic-bucket/loca/loca_vbase_imnet21k",
+    }.items():
+        assert PUBLISHED[name] == address
+    assert not any("dinov3" in name for name in PUBLISHED)
+    sizes = {name.partition("/")[0].replace("siglip2", "siglip") for name in PUBLISHED}
+    assert sizes - {"augreg"} <= set(VARIANTS)
+    assert all(licence(name) for name in PUBLISHED)
+
+
+def test_the_licence_is_said_when_weights_are_fetched(url, monkeypatch, caplog):
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setitem(PUBLISHED, "mae_B/16", url)
+    for _ in range(2):
+        locate("mae_B/16")
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("fetching mae_B/16, whose licence is CC-BY-NC 4.0, not for commercial")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dinov3_L/16", "DINOv3's weights are gated.*github.com/facebookresearch/dinov3.*License"),
+        ("facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3's weights are gated"),
+        ("timm/vit_small_patch16_dinov3.lvd1689m", "DINOv3's weights are gated"),
+        ("tue-mps/ade20k_semantic_eomt_large_512_dinov3", "differences to DINOv3's.*gated"),
+    ],
+)
+def test_gated_weights_are_never_fetched(name, message):
+    with pytest.raises(SourceError, match=message):
+        locate(name)
+
+
+def test_a_name_that_is_almost_published_is_told_what_is():
+    with pytest.raises(SourceError, match=r"no published name such as siglip2_B/16@\d+, siglip"):
+        locate("siglip2_B/16")
 
 
 def test_bucket_paths_are_fetched_over_https():

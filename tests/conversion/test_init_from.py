@@ -14,6 +14,7 @@ from segmenter_jax.conversion import convert as conversion
 from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import init_params
+from tests.conversion.test_backbones import FOLDER
 from tests.golden_params import golden_config
 from tests.tiny import tiny_network
 
@@ -113,7 +114,7 @@ def test_init_from_says_when_classes_are_taken_by_their_order_or_not_at_all(gold
     assert report.classes.startswith("2 newly initialised: class 0, class 1; 2 left in the source")
 
 
-@pytest.mark.parametrize("field, value", [("depth", 3), ("patch_size", 8), ("distilled", True)])
+@pytest.mark.parametrize("field, value", [("depth", 3), ("mlp_dim", 8), ("distilled", True)])
 def test_init_from_another_encoder_fails(golden_dir, field, value):
     config = golden_config("segm_mask", **{field: value})
     with pytest.raises(
@@ -131,3 +132,36 @@ def test_init_from_warns_of_another_normalisation(golden_dir):
         "the source was trained with std=(0.5, 0.5, 0.5); images are normalised with "
         f"{NORMALIZATION['deit'][1]} here (augment.normalization)",
     ]
+
+
+def test_positions_of_no_rule_give_no_warning_of_one(golden_dir):
+    """An image tower of big_vision, or a `mae_pretrain` file, as the network of its own family."""
+    config = golden_config("segm_mask", gelu="tanh", layer_norm_eps=1e-6, position_resize="bicubic")
+    _, _, report = conversion.load_init(golden_dir / GOOGLE, described(config), seed=0)
+    assert report.warnings == []
+
+
+def test_wishes_that_positions_of_a_source_do_not_follow_are_told_once():
+    options = {"num_classes": 2, "normalization": "vit"}
+    for name, why in (
+        ("dinov2", "4x4 positions have a rule of their own, bicubic"),
+        ("dinov3", "positions are rotations, for images of any size"),
+    ):
+        given = {"image_size": (32, 32), "position_method": "bilinear", "window": 32}
+        for asked in ({}, given):
+            found = conversion.ConvertOptions(**options, **asked)
+            _, _, report = conversion.convert(FOLDER / name, found)
+            assert sum(why in warning for warning in report.warnings) == len(asked) - bool(asked)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("siglip_B/4", "class_token=True; expected .*class_token=False"),
+        ("dinov3_B/4", "num_registers=0, position=learned; expected .*position=rope"),
+    ],
+)
+def test_a_variant_that_is_insisted_on_is_compared_in_all_that_arrays_show(variant, message):
+    options = conversion.ConvertOptions(num_classes=2, variant=variant)
+    with pytest.raises(ValueError, match=message):
+        conversion.convert(FOLDER / "dinov2", options)

@@ -29,6 +29,8 @@ ENCODER_MILLIONS = {
     },
     **{f"dinov3_{size}/16": n for size, n in _DINOV3.items()},
     **{"siglip_B/16": 85.8, "siglip_L/16": 303.4, "siglip_So400m/14": 412.4},
+    **{"naflex_B/16": 85.8, "naflex_So400m/16": 412.6},
+    **{"loca_S/16": 21.7, "loca_B/16": 85.8, "loca_L/16": 303.3, "loca_H/16": 630.9},
     **{"siglip_g-opt/16": 1134.8, "mae_B/16": 85.8, "mae_L/16": 303.3, "mae_H/14": 630.8},
 }
 

@@ -37,8 +37,26 @@ def networks():
     yield "dinov3_gated", tf.DINOv3ViTModel(tf.DINOv3ViTConfig(**v3, **gated)), patch, {}
     config = tf.SiglipVisionConfig(**SIZE, **plain)
     yield "siglip", tf.SiglipVisionModel(config), patch, resized
+    plain = {k: v for k, v in plain.items() if k != "image_size"}
+    config = tf.Siglip2VisionConfig(**SIZE, **plain, num_patches=16)
+    yield "naflex", tf.Siglip2VisionModel(config), patch, {}
+    plain["image_size"] = 4 * patch
     config = tf.ViTConfig(**SIZE, **plain, layer_norm_eps=1e-6)
     yield "vit", tf.ViTModel(config, add_pooling_layer=False), patch, resized
+
+
+def flat_patches(image, patch):
+    """Arguments of NaFlex, which takes patches: rows, columns and channels of each in one axis."""
+    batch, channels, height, width = image.shape
+    rows, columns = height // patch, width // patch
+    x = image.reshape(batch, channels, rows, patch, columns, patch)
+    x = x.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+    sizes = torch.tensor([[rows, columns]] * batch)
+    return {
+        "pixel_values": x,
+        "pixel_attention_mask": torch.ones(x.shape[:2]),
+        "spatial_shapes": sizes,
+    }
 
 
 def segmenters():
@@ -102,7 +120,8 @@ def main(wanted: Sequence[str]) -> None:
         for case, (rows, columns) in GRIDS.items():
             image = torch.randn(2, 3, rows * patch, columns * patch, generator=generator)
             with torch.no_grad():
-                tokens = network(pixel_values=image, **options).last_hidden_state
+                call = flat_patches(image, patch) if name == "naflex" else {"pixel_values": image}
+                tokens = network(**call, **options).last_hidden_state
             expected[f"{case}/image_nhwc"] = image.permute(0, 2, 3, 1).numpy()
             expected[f"{case}/tokens"] = tokens.numpy()
         np.savez_compressed(FOLDER / f"{name}.npz", **expected)

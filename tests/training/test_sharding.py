@@ -1,10 +1,16 @@
 """Mesh and placement rules, on 8 simulated devices."""
 
+import dataclasses
+
+import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from segmenter_jax.models import Segmenter, placement
 from segmenter_jax.models.placement import leaf_spec
 from segmenter_jax.training import sharding
+from tests.conversion.test_backbones import FOLDER, opened_model
 
 
 def test_mesh_uses_all_devices_or_as_many_as_asked():
@@ -52,3 +58,26 @@ def test_batch_size_that_does_not_divide_names_the_choices():
 def test_large_leaves_are_cut_along_their_largest_divisible_dimension(shape, spec):
     assert leaf_spec(shape, fsdp=4) == spec
     assert leaf_spec(shape, fsdp=1) == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("name", "scan_layers"), [("dinov2_registers", False), ("dinov3_gated", True)]
+)
+def test_tokens_of_pretrained_encoders_are_the_same_on_eight_devices(
+    monkeypatch, name, scan_layers
+):
+    monkeypatch.setattr(placement, "MIN_SHARDED_SIZE", 64)
+    description, params, _ = opened_model(FOLDER / name)
+    mesh = sharding.make_mesh(fsdp=2)
+    config = dataclasses.replace(description.model, scan_layers=scan_layers)
+    model = Segmenter(config, mesh=mesh)
+    places = sharding.tree_sharding(params, mesh)
+    assert any("fsdp" in place.spec for place in jax.tree.leaves(places))
+    with np.load(FOLDER / f"{name}.npz") as golden:
+        image, tokens = (np.tile(golden[f"wide/{n}"].T, 4).T for n in ("image_nhwc", "tokens"))
+    encode = jax.jit(lambda params, x: model.apply({"params": params}, x, method=model.encode))
+    found = encode(
+        jax.device_put(params, places), jax.device_put(image, sharding.batch_sharding(mesh))
+    )
+    assert len(found.sharding.device_set) == 8
+    np.testing.assert_allclose(found, tokens, atol=2e-5)
