@@ -22,19 +22,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder = "linear"
     config.model.head_norm = "batch"
 
-    config.augment.crop_size = 252
-    config.augment.base_size = 252
-    config.augment.scale_range = (0.5, 2.0)
+    config.augment.crop_size = 434
+    config.augment.base_size = 434
+    # One crop of each picture at the size of evaluation: what is kept is seen again and again.
+    config.augment.scale_range = (1.0, 1.0)
     config.augment.normalization = "source"
 
-    config.features.views = 2
+    config.features.views = 1
 
+    # High, as few steps have to take a head of zeros to features that stay as they are.
     config.optimizer.freeze_encoder = True
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 20
+    config.optimizer.learning_rate = 3e-2
     config.optimizer.weight_decay = 1e-4
 
     config.eval.every_steps = 0
-    config.eval.window = 252
-    config.eval.stride = 168
+    config.eval.window = 434
+    config.eval.stride = 310
+
+    config.checkpoint.every_steps = 500
     return config

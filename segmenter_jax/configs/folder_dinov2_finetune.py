@@ -19,6 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.decoder = "mask"
     config.model.head_norm = "none"
 
+    # Crops smaller than the windows of evaluation, at its scale: less time for a step.
+    config.augment.crop_size = 252
+    config.augment.scale_range = (0.5, 1.5)
+
     config.features.views = 0
 
     config.optimizer.freeze_encoder = False
