@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from etils import epath
 
 from segmenter_jax.checkpoints.model_dir import find_model_dir, resolve_model_dir
+from segmenter_jax.conversion import hub
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.download import cached, copied
 from segmenter_jax.runtime.errors import first_line
@@ -30,14 +33,28 @@ PUBLISHED = {
 }
 
 # Where a folder has files of several rows, those of the first are its weights.
-_WEIGHTS = (("*.index.json",), ("*.npz", "*.pth", "*.safetensors"), ("*.bin",))
+_WEIGHTS = (
+    ("*.safetensors.index.json",),
+    ("*.npz", "*.pth", "*.safetensors"),
+    ("*.index.json",),
+    ("*.bin",),
+)
 
 
 class Place(NamedTuple):
-    """Where a source is: a model directory of this package, or a local file of weights."""
+    """Where a source is.
+
+    Attributes:
+      path: a model directory of this package, or a local file of weights.
+      is_model: whether it is a model directory.
+      source: what was asked for, where that is another place than `path`.
+      license: `license`, and what else the place that it comes from says of it.
+    """
 
     path: epath.Path
     is_model: bool
+    source: str | None = None
+    license: Mapping[str, str] = types.MappingProxyType({})
 
 
 def locate(source: os.PathLike | str) -> Place:
@@ -46,21 +63,30 @@ def locate(source: os.PathLike | str) -> Place:
     Args:
       source: a model directory or workdir, local or remote; a local file of weights, or a folder
         with one; a published name, "augreg/" and one of Ti_16, S_16, B_16, B_8, L_16; an https://
-        address; or a remote file that `etils.epath` reads, such as gs://.
+        address; a repository of the Hugging Face hub, hf://owner/name or hf://owner/name@revision;
+        or a remote file that `etils.epath` reads, such as gs://.
 
     Raises:
       ValueError: nothing is there, or it cannot be fetched.
     """
     if (url := web_address(source)) is not None:
-        return Place(epath.Path(cached(url)), is_model=False)
+        said = {"license": "apache-2.0"} if url.startswith(_BUCKET_URL) else {}
+        return Place(epath.Path(cached(url)), is_model=False, source=url, license=said)
+    if os.fspath(source).startswith(hub.SCHEME):
+        folder, address = hub.snapshot(os.fspath(source))
+        return _locate_local(folder)._replace(source=address)
     if not is_local(source):
         return _locate_remote(os.fspath(source))
+    return _locate_local(source)
+
+
+def _locate_local(source: os.PathLike | str) -> Place:
     if (folder := find_model_dir(source)) is not None:
-        return Place(folder, is_model=True)
+        return Place(folder, is_model=True, license=hub.license_of(folder))
     # Links stay: what describes a file lies beside the link, not beside the blob of a cache.
     path = epath.Path(source).expanduser()
     if path.is_dir():
-        return Place(_only_file(path), is_model=False)
+        return Place(_only_file(path), is_model=False, license=hub.license_of(path))
     if not path.exists():
         raise SourceError(
             f"{source}: does not exist, and is no published name; those are {', '.join(PUBLISHED)}"
@@ -76,6 +102,11 @@ def web_address(source: os.PathLike | str) -> str | None:
     if text.startswith(_BUCKET):
         return _BUCKET_URL + text.removeprefix(_BUCKET)
     return text if text.startswith("https://") else None
+
+
+def is_fetched(source: os.PathLike | str) -> bool:
+    """Whether a source is an address on the web or the hub, which is no path on any machine."""
+    return web_address(source) is not None or os.fspath(source).startswith(hub.SCHEME)
 
 
 def _locate_remote(text: str) -> Place:
