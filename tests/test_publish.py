@@ -1,4 +1,4 @@
-"""The folder that is published, and its model card; the hub itself: tests/conversion/test_hub.py."""
+"""The folder that is published, and its model card. Uploads: tests/conversion/test_hub.py."""
 
 import json
 import re

@@ -90,6 +90,7 @@ def model_card(facts: Facts) -> str:
 def _front_matter(facts: Facts) -> dict[str, Any]:
     bases = [_base(step) for step in lineage(facts.description.provenance)]
     base = next(filter(None, bases), None)
+    # No `datasets`: the hub takes these for names of its own.
     return {
         **facts.license,
         "library_name": "segmenter_jax",
