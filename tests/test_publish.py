@@ -134,7 +134,7 @@ def test_the_card_of_a_measured_model():
         "- Trained on `street`, 40 steps; first weights: those that follow",
         "- From `hf://facebook/dinov2-small@0123`, read as dinov2; licence other; SHA-256 of its",
         "windows of 64 pixels every 48",
-        "0.3 million parameters",
+        "265,000 parameters",
     ):
         assert line in text, line
 

@@ -134,7 +134,7 @@ def _what_it_is(facts: Facts) -> str:
         f"Semantic segmentation into {_counted(m.num_classes, 'class', 'classes')} with "
         f"[Segmenter]({_PAPER}): a Vision Transformer of {_counted(m.depth, 'block')} (width "
         f"{m.width}, {_counted(m.num_heads, 'head')}, patches of {m.patch_size} x {m.patch_size} "
-        f"pixels) and {decoder}; {facts.num_params / 1e6:.1f} million parameters."
+        f"pixels) and {decoder}; {facts.num_params:,} parameters."
     )
 
 
@@ -220,7 +220,7 @@ def _origin(facts: Facts) -> str:
                 f"{step.get('license', 'not told')}; SHA-256 of its files `{step['sha256']}`"
             )
             if options := step.get("options"):
-                lines.append(f"- Converted with `{json.dumps(options)}`")
+                lines.append(f"- Read with the options `{json.dumps(options)}`")
     lines.append(
         "- The data have licences of their own, which may limit what the weights are used for; "
         "nothing is known here of data that earlier weights were trained on beyond what is said "
