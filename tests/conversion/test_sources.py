@@ -33,6 +33,9 @@ def test_a_folder_of_weights_stands_for_its_only_file(tmp_path):
     (tmp_path / "pytorch_model.bin").write_text("")
     (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
     assert locate(tmp_path).path == tmp_path / "model.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert locate(tmp_path).path == tmp_path / "model.safetensors.index.json"
+    (tmp_path / "model.safetensors.index.json").unlink()
     (tmp_path / "w.npz").write_text("")
     with pytest.raises(ValueError, match=r"one file of weights, found \['model.safe.*', 'w.npz'\]"):
         locate(tmp_path)
