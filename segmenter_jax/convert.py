@@ -30,8 +30,9 @@ SOURCE is one of: Google's ViT .npz (released or newer names, big_vision); timm'
 the first two also as their original files or timm's; LOCA's training states; EoMT on DINOv2 or
 DINOv3, as folders of the hub or original files; the authors' Segmenter (.pth or .safetensors beside
 its variant.yml, or the folder of both); mmsegmentation's Segmenter (.pth); a model directory or
-workdir of this package; a published name such as augreg/B_16 or dinov2_S/14 (downloaded once); an
-https:// address or another remote path. The content tells the format.
+workdir of this package; a published name such as augreg/B_16 or dinov2_S/14 (downloaded once); a
+repository of the hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION; an https:// address or another
+remote path. The content tells the format.
 
 Pretrained encoders get a new, randomly initialised decoder and need --num_classes. The report says
 which parameters were mapped, resized, newly initialised and dropped; an array without an

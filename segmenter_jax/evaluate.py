@@ -130,7 +130,9 @@ def _parser() -> argparse.ArgumentParser:
         "--save_predictions.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("model", nargs="?", help="model directory, workdir of a run, or checkpoint")
+    what.add_argument(
+        "model", nargs="?", help="model directory, workdir of a run, checkpoint, or hf://OWNER/NAME"
+    )
     what.add_argument(
         "--predictions", metavar="DIR", help="folder of PNG files named after their images"
     )

@@ -260,7 +260,9 @@ def _parser() -> argparse.ArgumentParser:
         "what the same model made of the same file with the same settings is not made again. A "
         "file that cannot be read is reported and skipped; the exit code is then 1.",
     )
-    parser.add_argument("model", help="model directory, workdir of a run, or checkpoint")
+    parser.add_argument(
+        "model", help="model directory, workdir of a run, checkpoint, or hf://OWNER/NAME"
+    )
     parser.add_argument(
         "inputs",
         nargs="+",

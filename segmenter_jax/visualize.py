@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Heat maps of what the encoder's class token, a patch, or a class embedding of "
         "the decoder attends to; every panel has its own scale.",
     )
-    attention.add_argument("model", help="model directory, workdir of a run, or checkpoint")
+    attention.add_argument(
+        "model", help="model directory, workdir of a run, checkpoint, or hf://OWNER/NAME"
+    )
     attention.add_argument("image", help="a picture")
     attention.add_argument(
         "--layer", type=int, default=-1, help="from 0, or -1 for the last; default: %(default)s"

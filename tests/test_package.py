@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Imported where they are installed.
-OPTIONAL = {"torch"}
+OPTIONAL = {"huggingface_hub", "torch"}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 

@@ -1,29 +1,38 @@
 """Model directories: a trained model that explains itself.
 
-A model directory holds `model.json` (see `ModelDescription`) and `params/`, the float32 parameters
-written by Orbax. It is written whole or not at all, with `model.json` last: a directory without it
-is no model.
+A model directory holds `model.json` (see `ModelDescription`) and the float32 parameters: in
+`params/`, written by Orbax in parallel, or, where it is handed on, in the one file
+`model.safetensors`, which other tools can read as well. It is written whole or not at all, with
+`model.json` last: a directory without it is no model.
 """
 
 import os
+import tempfile
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 from etils import epath
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segmenter_jax.checkpoints.atomic import abandon, publish, recover, staging, whole
+from segmenter_jax.checkpoints.checksums import weights_digest
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.errors import first_few, first_line
-from segmenter_jax.runtime.files import absolute, check_no_pattern
+from segmenter_jax.runtime.files import absolute, check_no_pattern, is_local
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
+PARAMS_FILE = "model.safetensors"
+
+# In the metadata of PARAMS_FILE, see `weights_digest`.
+_DIGEST = "weights_sha256"
 
 # Where a workdir keeps its models, in order of preference.
 WORKDIR_MODELS = ("model/best", "model/latest")
@@ -78,10 +87,7 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
     if jax.process_index() == 0:
         recover(path, MODEL_FILE)
     processes.barrier("save_model: recovered")
-    if path.is_file() or (
-        path.is_dir() and not (path / MODEL_FILE).exists() and any(path.iterdir())
-    ):
-        raise ValueError(f"{path}: exists and is not a model directory; it is left as it is")
+    _check_free(path)
     try:
         _write_params(staging(path), params)
         if jax.process_index() == 0:
@@ -94,6 +100,13 @@ def save_model(path: os.PathLike | str, description: ModelDescription, params: P
     processes.barrier("save_model: written")
 
 
+def _check_free(path: epath.Path) -> None:
+    if path.is_file() or (
+        path.is_dir() and not (path / MODEL_FILE).exists() and any(path.iterdir())
+    ):
+        raise ValueError(f"{path}: exists and is not a model directory; it is left as it is")
+
+
 def _write_params(folder: epath.Path, params: Params) -> None:
     if jax.process_index() == 0:
         folder.mkdir(parents=True)
@@ -101,6 +114,42 @@ def _write_params(folder: epath.Path, params: Params) -> None:
     params = jax.tree.map(lambda x: x if x.dtype == np.float32 else x.astype(np.float32), params)
     with ocp.Checkpointer(_handler()) as checkpointer:
         checkpointer.save(folder / PARAMS_FOLDER, args=ocp.args.PyTreeSave(params))
+
+
+def save_portable(
+    path: os.PathLike | str,
+    description: ModelDescription,
+    params: Params,
+    files: Mapping[str, bytes],
+) -> None:
+    """Writes a model directory with its parameters in one file, whole or not at all.
+
+    Args:
+      path: the directory; its parents are made, and a model that is there is replaced.
+      description: what `model.json` says.
+      params: parameter tree of the network, on the host.
+      files: content of what else is to lie there, by name.
+
+    Raises:
+      ValueError: the parameters are not those of the network, or `path` holds something else.
+    """
+    path = absolute(path)
+    check_params(params, description.model, "save_portable")
+    recover(path, MODEL_FILE)
+    _check_free(path)
+    named = {n: np.asarray(x, np.float32, "C") for n, x in flatten_dict(params, sep="/").items()}
+    digest = weights_digest(unflatten_dict(named, sep="/"))
+    folder = staging(path)
+    try:
+        folder.mkdir(parents=True)
+        # Its `save_file` makes a file that only its owner can read.
+        weights = safetensors.numpy.save(named, metadata={_DIGEST: digest})
+        for name, content in {PARAMS_FILE: weights, **files}.items():
+            (folder / name).write_bytes(content)
+        publish(path, MODEL_FILE, description.to_json())
+    except BaseException:
+        abandon(path, MODEL_FILE)
+        raise
 
 
 def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
@@ -124,7 +173,33 @@ def load_model(path: os.PathLike | str) -> tuple[ModelDescription, Params]:
 
 def _read_model(path: epath.Path) -> tuple[ModelDescription, Params]:
     description = load_description(path)
-    return description, _read_params(path / PARAMS_FOLDER, description.model)
+    place = params_place(path)
+    read = _read_file if place.name == PARAMS_FILE else _read_params
+    return description, read(place, description.model)
+
+
+def params_place(folder: epath.Path) -> epath.Path:
+    """The folder or file of a model directory that holds its parameters."""
+    file = folder / PARAMS_FILE
+    return file if file.exists() else folder / PARAMS_FOLDER
+
+
+def _read_file(file: epath.Path, config: SegmenterConfig) -> Params:
+    with tempfile.TemporaryDirectory() as folder:
+        local = file if is_local(file) else file.copy(os.path.join(folder, PARAMS_FILE))
+        try:
+            with safetensors.safe_open(local, "numpy") as content:
+                digest = (content.metadata() or {}).get(_DIGEST)
+                named = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file}: damaged parameters: {first_line(error)}") from error
+    params = unflatten_dict(named, sep="/")
+    check_params(params, config, os.fspath(file))
+    if (found := weights_digest(params)) != digest:
+        raise ValueError(
+            f"{file}: damaged parameters: their SHA-256 is {found}, the file says {digest}"
+        )
+    return params
 
 
 def _read_params(folder: epath.Path, config: SegmenterConfig) -> Params:

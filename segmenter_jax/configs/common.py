@@ -21,7 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
         0.0  # Of an average of the weights, which is then evaluated and kept; 0: off.
     )
     # Weights to start from: model directory, .npz, .pth, .safetensors, https:// or gs:// address of
-    # one, or a name such as "augreg/B_16" or "dinov2_S/14" (segmenter_jax/conversion/published.py).
+    # one, "hf://facebook/dinov2-small", or a name such as "augreg/B_16" or "dinov2_S/14"
+    # (segmenter_jax/conversion/published.py).
     config.init_from = ""
     config.init_entry = ""  # Which of several sets of weights in that file, say "model_ema".
     # How its position embeddings are resized to the crop: "bilinear" (None) as the reference does,

@@ -16,6 +16,7 @@ from segmenter_jax.conversion.adapt import (
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.class_names import agree, placeholder_names
 from segmenter_jax.conversion.download import sha256_of
+from segmenter_jax.conversion.locate import Place
 from segmenter_jax.conversion.opening import Hints, Opened, SourceNetwork, normalized_as
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
 from segmenter_jax.data.specs import spread_colors
@@ -68,12 +69,12 @@ class ConvertOptions:
 
 
 def convert(
-    source: os.PathLike | str, options: ConvertOptions
+    source: os.PathLike | str | Place, options: ConvertOptions
 ) -> tuple[ModelDescription, Params, Report]:
     """Reads any source of weights as a Segmenter.
 
     Args:
-      source: see `locate.locate`.
+      source: see `locate.locate`, or what that gave.
       options: what to make of it.
 
     Returns:
@@ -93,8 +94,6 @@ def convert(
         report.warnings.append(f"image_size={options.image_size} resizes no positions: {own}")
     given = {k: v for k, v in dataclasses.asdict(options).items() if v is not None}
     provenance = _provenance(opened, given, report)
-    if opened.format == MODEL_DIRECTORY:
-        provenance["parent"] = opened.description["provenance"]
     return dataclasses.replace(description, provenance=provenance), params, report
 
 
@@ -244,10 +243,13 @@ def _describe(opened: Opened, config: SegmenterConfig, options: ConvertOptions) 
 
 
 def _provenance(opened: Opened, given: dict[str, Any], report: Report) -> dict[str, Any]:
+    of_model = opened.format == MODEL_DIRECTORY
     return {
         "format": opened.format,
         "source": opened.source,
         "sha256": sha256_of(opened.files),
+        **opened.license,
         "options": {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()},
         "report": report.lines(with_mapped=False),
+        **({"parent": opened.description["provenance"]} if of_model else {}),
     }

@@ -48,13 +48,14 @@ class Opened:
 
     Attributes:
       format: name of the format, as recorded in `model.json`.
-      source: the file or directory.
+      source: the file or directory, or the address that it was fetched from.
       files: of the source, those whose content matters.
       config: the network they belong to. Without a decoder, its decoder means nothing.
       entries: parameters by our flat name.
       dropped: arrays that have no place in a Segmenter.
       description: fields of `ModelDescription` that the source says, but `model`.
       notes: remarks for the report.
+      license: see `locate.Place`.
     """
 
     format: str
@@ -65,6 +66,7 @@ class Opened:
     dropped: list[Dropped] = dataclasses.field(default_factory=list)
     description: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    license: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def has_decoder(self) -> bool:

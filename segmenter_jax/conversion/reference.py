@@ -146,9 +146,10 @@ def save(
 
 def _write(file: epath.Path, arrays: dict[str, np.ndarray], num_classes: int) -> None:
     if file.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(arrays, file, metadata={"format": "pt"})
+        # Its `save_file` makes a file that only its owner can read.
+        file.write_bytes(save(arrays, metadata={"format": "pt"}))
         return
     try:
         import torch

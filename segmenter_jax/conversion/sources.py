@@ -8,7 +8,7 @@ from collections.abc import Collection
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from segmenter_jax.checkpoints.model_dir import MODEL_FILE, PARAMS_FOLDER, load_model
+from segmenter_jax.checkpoints.model_dir import MODEL_FILE, load_model, params_place
 from segmenter_jax.conversion import (
     dinov2,
     dinov3,
@@ -25,7 +25,7 @@ from segmenter_jax.conversion import (
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.entries import read_arrays
 from segmenter_jax.conversion.huggingface import SHARDS, shards
-from segmenter_jax.conversion.locate import locate
+from segmenter_jax.conversion.locate import Place, locate
 from segmenter_jax.conversion.opening import Entry, Format, Hints, Opened
 
 # In the order of detection; all but the last, whose names are the least, exclude each other.
@@ -36,24 +36,32 @@ FORMATS: tuple[Format, ...] = (
 MODEL_DIRECTORY = "segmenter_jax"
 
 
-def open_source(source: os.PathLike | str, hints: Hints, entry: str | None = None) -> Opened:
+def open_source(
+    source: os.PathLike | str | Place, hints: Hints, entry: str | None = None
+) -> Opened:
     """Opens a source of weights and checks every name and shape in it.
 
     Args:
-      source: see `locate.locate`.
+      source: see `locate.locate`, or what that gave.
       hints: what the source may not say.
       entry: which of several sets of weights in one file; None takes the only one.
 
     Raises:
       ValueError: nothing readable is there, or something in it has no explanation.
     """
-    place = locate(source)
+    place = source if isinstance(source, Place) else locate(source)
     if place.is_model:
         if entry is not None:
             raise SourceError(f"{place.path}: a model directory has one set of weights, no entries")
         _check_no_base(place.path, MODEL_DIRECTORY, hints)
-        return _open_model(place.path)
-    file = read_arrays(place.path, _known, entry)
+    opened = _open_model(place.path) if place.is_model else _open_file(place.path, hints, entry)
+    return dataclasses.replace(
+        opened, source=place.source or opened.source, license=dict(place.license)
+    )
+
+
+def _open_file(path: epath.Path, hints: Hints, entry: str | None) -> Opened:
+    file = read_arrays(path, _known, entry)
     for form in FORMATS:
         if form.detect(file.arrays):
             if form is not eomt:
@@ -63,7 +71,7 @@ def open_source(source: os.PathLike | str, hints: Hints, entry: str | None = Non
             outside = [(name, shape, beside) for name, shape in file.outside.items()]
             notes = (*opened.notes, *(f"not read: entry {other!r}" for other in file.others))
             files = list(opened.files)
-            if place.path.name.endswith(SHARDS):
+            if path.name.endswith(SHARDS):
                 files += shards(file.path)
             return dataclasses.replace(
                 opened, files=files, dropped=outside + opened.dropped, notes=notes
@@ -94,15 +102,14 @@ def _open_model(folder: epath.Path) -> Opened:
     return Opened(
         format=MODEL_DIRECTORY,
         source=os.fspath(folder),
-        files=[folder / MODEL_FILE, *_files_below(folder / PARAMS_FOLDER)],
+        files=[folder / MODEL_FILE, *_files_of(params_place(folder))],
         config=known.pop("model"),
         entries=entries,
         description=known,
     )
 
 
-def _files_below(folder: epath.Path) -> list[epath.Path]:
-    found = []
-    for path in sorted(folder.iterdir()):
-        found += _files_below(path) if path.is_dir() else [path]
-    return found
+def _files_of(path: epath.Path) -> list[epath.Path]:
+    if not path.is_dir():
+        return [path]
+    return [file for child in sorted(path.iterdir()) for file in _files_of(child)]

@@ -200,7 +200,7 @@ def read_model(path: os.PathLike | str, **options: Any) -> tuple[ModelDescriptio
     # Readers of foreign formats are needed here only.
     from segmenter_jax.conversion.convert import ConvertOptions, convert
 
-    description, params, _ = convert(place.path, ConvertOptions(**options))
+    description, params, _ = convert(place, ConvertOptions(**options))
     return description, params
 
 
@@ -211,7 +211,7 @@ def load(
 
     Args:
       path: a model directory, the workdir of a run, or a checkpoint of another project, converted
-        on the fly.
+        on the fly; also as "hf://owner/name@revision", on the Hugging Face hub.
       devices: of this process; None takes all of them.
       **options: what the checkpoint does not say, as fields of `conversion.convert.ConvertOptions`:
         `normalization`, `num_heads`, `num_classes`, ...

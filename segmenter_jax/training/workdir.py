@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.manager import CHECKPOINTS_FOLDER, Checkpoints
 from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, save_model
+from segmenter_jax.conversion.locate import is_fetched
 from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_params
@@ -97,18 +98,26 @@ def keep_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
         _write_json(workdir / CONFIG_FILE, _json_values(config))
 
 
-def run_config(model: os.PathLike | str) -> dict[str, Any] | None:
-    """Config of the run that a model is of, as JSON values; None for a model of no run.
+def workdir_of(model: os.PathLike | str) -> epath.Path | None:
+    """Workdir of the run that a model is of; None for a model of no run.
 
     Args:
       model: workdir, or one of the models in it.
     """
+    if is_fetched(model):
+        return None
     path = absolute(model)
     workdirs = [path, *(path.parents[1] for name in WORKDIR_MODELS if path.match(f"*/{name}"))]
-    file = next((w / CONFIG_FILE for w in workdirs if (w / CONFIG_FILE).exists()), None)
-    if file is None or not any((file.parent / name).exists() for name in WORKDIR_MODELS):
+    workdir = next((w for w in workdirs if (w / CONFIG_FILE).exists()), None)
+    if workdir is None or not any((workdir / name).exists() for name in WORKDIR_MODELS):
         return None
-    return json.loads(file.read_text())
+    return workdir
+
+
+def run_config(model: os.PathLike | str) -> dict[str, Any] | None:
+    """Config of the run that a model is of, as JSON values; None for a model of no run."""
+    workdir = workdir_of(model)
+    return None if workdir is None else json.loads((workdir / CONFIG_FILE).read_text())
 
 
 def _json_values(config: ml_collections.ConfigDict) -> Any:

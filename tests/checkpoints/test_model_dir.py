@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import stat
 
 import jax
 import numpy as np
@@ -11,7 +12,12 @@ from etils import epath
 
 from segmenter_jax.checkpoints import atomic
 from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.checkpoints.model_dir import load_model, resolve_model_dir, save_model
+from segmenter_jax.checkpoints.model_dir import (
+    load_model,
+    resolve_model_dir,
+    save_model,
+    save_portable,
+)
 from tests.golden_params import golden_config, golden_params
 
 
@@ -146,6 +152,31 @@ def test_a_replacement_that_fails_on_an_object_store_loses_nothing(tmp_path, par
     save_model(best, description(stride=16), params)
     assert load_model(best)[0].stride == 16
     assert [p.name for p in best.parent.iterdir()] == ["best"]
+
+
+def test_one_file_of_parameters_is_exact_and_notices_damage(tmp_path, params):
+    save_portable(tmp_path / "m", description(), params, {"README.md": b"read me"})
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "README.md",
+        "model.json",
+        "model.safetensors",
+    ]
+    file = tmp_path / "m" / "model.safetensors"
+    assert file.stat().st_mode & stat.S_IROTH
+    found, loaded = load_model(tmp_path / "m")
+    assert found == description()
+    assert_same(params, loaded)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"model.safetensors: damaged parameters: their SHA-256"):
+        load_model(tmp_path / "m")
+    file.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"model.safetensors: damaged parameters: "):
+        load_model(tmp_path / "m")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    with pytest.raises(ValueError, match="exists and is not a model directory; it is left"):
+        save_portable(tmp_path / "thesis", description(), params, {})
 
 
 def test_other_directories_are_not_touched(tmp_path, params):

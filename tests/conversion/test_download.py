@@ -73,8 +73,9 @@ def names(folder):
 
 def test_published_names_download_once(server, url, monkeypatch):
     monkeypatch.setitem(PUBLISHED, "augreg/Ti_16", url)
-    path, is_model = locate("augreg/Ti_16")
-    assert path.read_bytes() == CONTENT and not is_model
+    place = locate("augreg/Ti_16")
+    path = place.path
+    assert path.read_bytes() == CONTENT and not place.is_model and place.source == url
     assert locate("augreg/Ti_16").path == path
     assert len(server.requests) == 1
     record = path.with_name("w.npz.sha256").read_text().strip()

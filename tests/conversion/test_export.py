@@ -62,6 +62,8 @@ def test_what_only_we_know_survives(golden_dir, tmp_path):
     description = dataclasses.replace(description, classes=tuple("abcdefg"), mean=(0.4, 0.5, 0.6))
     save_model(tmp_path / "a", description, params)
     assert run(tmp_path / "a", tmp_path / "b", "--to=safetensors") == 0
+    # For others to read as well.
+    assert (tmp_path / "b" / "model.safetensors").stat().st_mode & 0o004
     found, _ = read_model(tmp_path / "b")
     assert found.model == description.model
     assert (found.classes, found.mean) == (description.classes, description.mean)

@@ -20,7 +20,7 @@ def test_a_model_directory_and_its_workdir_are_models(tmp_path):
     description = ModelDescription(config, tuple("abcdefg"), ((1, 2, 3),) * 7, (0.5,), (0.5,))
     save_model(tmp_path / "model" / "best", description, golden_params("segm_mask"))
     assert locate(tmp_path) == locate(tmp_path / "model" / "best")
-    assert locate(tmp_path) == (tmp_path / "model" / "best", True)
+    assert locate(tmp_path)[:2] == (tmp_path / "model" / "best", True)
 
 
 def test_a_folder_of_weights_stands_for_its_only_file(tmp_path):
@@ -28,7 +28,14 @@ def test_a_folder_of_weights_stands_for_its_only_file(tmp_path):
         locate(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("")
-    assert locate(tmp_path) == (tmp_path / "model.safetensors", False)
+    assert locate(tmp_path)[:2] == (tmp_path / "model.safetensors", False)
+    # Left of a download of everything.
+    (tmp_path / "pytorch_model.bin").write_text("")
+    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
+    assert locate(tmp_path).path == tmp_path / "model.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert locate(tmp_path).path == tmp_path / "model.safetensors.index.json"
+    (tmp_path / "model.safetensors.index.json").unlink()
     (tmp_path / "w.npz").write_text("")
     with pytest.raises(ValueError, match=r"one file of weights, found \['model.safe.*', 'w.npz'\]"):
         locate(tmp_path)

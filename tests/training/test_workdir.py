@@ -34,6 +34,7 @@ FREE_FIELDS = {
     *(f"dataset.{n}" for n in ("name", "data_dir", "source", "train_split", "eval_split")),
     *(f"augment.{n}" for n in ("base_size", "aspect_bound", "scale_range", "category_max_ratio")),
     *(f"augment.{n}" for n in ("flip_prob", "photometric", "normalization")),
+    *(f"features.{n}" for n in ("views", "folder")),
     *(f"loader.{n}" for n in ("num_workers", "num_threads", "prefetch")),
     *(f"optimizer.{n}" for n in ("schedule", "learning_rate", "min_learning_rate", "power")),
     *(
