@@ -1,6 +1,5 @@
 """What can be found wrong in a config before anything is built from it."""
 
-import math
 import operator
 from typing import get_args
 
@@ -62,23 +61,19 @@ def _check_frozen(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def feature_batches(config: ml_collections.ConfigDict, num_records: int) -> int:
-    """Batches that show each of the records `config.features.views` times."""
-    return math.ceil(config.features.views * num_records / config.batch_size)
-
-
 def trains_on_features(config: ml_collections.ConfigDict, num_records: int) -> bool:
     """Whether a run keeps the features of its frozen encoder instead of computing them each time.
 
     It does not where it sees no crop twice.
     """
-    batches = feature_batches(config, num_records)
-    if batches >= config.total_steps:
+    kept, seen = config.features.views * num_records, config.total_steps * config.batch_size
+    if kept >= seen:
         logger.info(
-            "features are not kept: %d steps are no more than the %d that show each image "
-            "config.features.views=%d times",
+            "features are not kept: %d steps of batch %d see no more than the %d crops of "
+            "config.features.views=%d",
             config.total_steps,
-            batches,
+            config.batch_size,
+            kept,
             config.features.views,
         )
-    return 0 < batches < config.total_steps
+    return 0 < kept < seen

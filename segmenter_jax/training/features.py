@@ -1,6 +1,6 @@
 """Features once: the tokens of a frozen encoder on disk, for heads that are trained in seconds.
 
-What is kept are the crops of the first batches that the run would have drawn, with their colours:
+What is kept are the first crops that a run with batches of `BATCH` would draw, with their colours:
 training sees these very crops, in another order each time around, instead of new ones. Tokens are
 rounded to float16.
 """
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,10 +29,12 @@ from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.files import sync
 from segmenter_jax.runtime.ownership import sole_owner
 from segmenter_jax.training import sharding
-from segmenter_jax.training.config_checks import feature_batches
 from segmenter_jax.training.experiment import Experiment
 from segmenter_jax.training.program import TrainProgram, prepare_image, step_keys
 from segmenter_jax.training.stop_request import StopRequest
+
+# Crops at a time, or the next multiple of the devices' number; whatever the batch of training.
+BATCH = 8
 
 _ABOUT_FILE = "about.json"
 
@@ -96,7 +99,7 @@ def kept_features(
     text = json.dumps(about, indent=2, sort_keys=True) + "\n"
     parent = Path(config.features.folder or experiment.dataset.directory.parent / "features")
     folder = parent.expanduser().resolve() / hashlib.sha256(text.encode()).hexdigest()[:16]
-    crops = about["batches"] * config.batch_size
+    crops = about["batches"] * about["batch_size"]
     with sole_owner(folder, beside=True, wait=True):
         if folder.exists():
             logger.info("features of %d crops, kept in %s", crops, folder)
@@ -112,7 +115,7 @@ def kept_features(
             )
         logger.info("keeping features of %d crops, %.2f GB, in %s", crops, size / 1e9, folder)
         part.mkdir(parents=True, exist_ok=True)
-        if not _compute(experiment, encoder, files, about["batches"], stop):
+        if not _compute(experiment, encoder, files, about, stop):
             return None
         (part / _ABOUT_FILE).write_text(text)
         for path in part.iterdir():
@@ -125,6 +128,7 @@ def _about(experiment: Experiment, encoder: Params) -> dict[str, Any]:
     """All that the features are a function of, as JSON values."""
     config, program, dataset = experiment.config, experiment.program, experiment.dataset
     network, options, split = program.model.config, program.options, config.dataset.train_split
+    batch_size = math.ceil(BATCH / program.mesh.size) * program.mesh.size
     transform = dataclasses.asdict(experiment.transform)
     transform.pop("spec")
     sizes = "patch_size", "position_size", "image_size", "in_channels"
@@ -139,8 +143,8 @@ def _about(experiment: Experiment, encoder: Params) -> dict[str, Any]:
         "dataset": dataset.digest,
         "split": split,
         "seed": config.seed,
-        "batch_size": config.batch_size,
-        "batches": feature_batches(config, dataset.splits[split]),
+        "batch_size": batch_size,
+        "batches": math.ceil(config.features.views * dataset.splits[split] / batch_size),
     }
 
 
@@ -175,25 +179,26 @@ def _compute(
     experiment: Experiment,
     encoder: Params,
     files: dict[str, RowsFile],
-    batches: int,
+    about: Mapping[str, Any],
     stop: StopRequest,
 ) -> bool:
     """Appends what is missing; whether it was not stopped."""
     config, program = experiment.config, experiment.program
-    first = min(file.rows for file in files.values()) // config.batch_size
+    batches, batch_size = about["batches"], about["batch_size"]
+    first = min(file.rows for file in files.values()) // batch_size
     for file in files.values():
-        file.cut(first * config.batch_size)
+        file.cut(first * batch_size)
     encode = encode_batch(program)
     stream = train_batches(
         experiment.dataset.source(config.dataset.train_split),
         experiment.transform,
-        global_batch_size=config.batch_size,
+        global_batch_size=batch_size,
         seed=config.seed,
         start_step=first,
         num_threads=config.loader.num_threads,
         prefetch=config.loader.prefetch,
     )
-    progress = _Progress(first, batches, config.batch_size)
+    progress = _Progress(first, batches, batch_size)
     waiting: tuple[jax.Array, np.ndarray] | None = None
     with stream, progress.bar:
         # Rows of one batch are written while the devices work on the next.

@@ -14,8 +14,7 @@ from segmenter_jax.checkpoints.model_dir import load_model
 from segmenter_jax.data.pipeline import train_batches
 from segmenter_jax.models.params import init_params
 from segmenter_jax.training import experiment as experiments
-from segmenter_jax.training.config_checks import feature_batches
-from segmenter_jax.training.features import encode_batch, kept_features
+from segmenter_jax.training.features import BATCH, encode_batch, kept_features
 from segmenter_jax.training.loop import train_and_evaluate
 from segmenter_jax.training.run_log import read_metrics
 from segmenter_jax.training.stop_request import StopRequest
@@ -23,7 +22,7 @@ from tests.tiny_runs import LIGHT, tiny_config, write_dataset
 
 FROZEN = LIGHT | {
     "optimizer__freeze_encoder": True,
-    "features__views": 1,
+    "features__views": 2,
     "total_steps": 8,
     "augment__photometric": True,
 }
@@ -52,23 +51,23 @@ def folders(tmp_path):
     return sorted(path.name for path in (tmp_path / "kept").iterdir())
 
 
-def test_kept_are_the_crops_that_the_run_would_have_drawn(build):
+def test_kept_are_the_first_crops_that_a_run_would_draw(build):
     experiment, encoder, features = build()
-    config, program = experiment.config, experiment.program
+    program = experiment.program
     kept = features()
-    assert len(kept) == 8  # Two batches show each of six images once.
+    assert len(kept) == 2 * BATCH  # Two batches show each of six images twice.
     encode = encode_batch(program)
     plain = dataclasses.replace(
         program, options=dataclasses.replace(program.options, from_features=False)
     )
     params = init_params(program.model.config, 0)
     images = train_batches(
-        experiment.dataset.source("train"), experiment.transform, global_batch_size=4, seed=0
+        experiment.dataset.source("train"), experiment.transform, global_batch_size=BATCH, seed=0
     )
     with images:
         for step in range(2):
             batch = next(images)
-            rows = [kept[4 * step + i] for i in range(4)]
+            rows = [kept[BATCH * step + i] for i in range(BATCH)]
             np.testing.assert_array_equal([row["label"] for row in rows], batch["label"])
             tokens = encode(encoder, program.put(batch), np.int32(step))
             np.testing.assert_array_equal([row["features"] for row in rows], tokens)
@@ -80,15 +79,14 @@ def test_kept_are_the_crops_that_the_run_would_have_drawn(build):
             _, expected = plain.step(theirs, plain.put(batch))
             # Tokens are rounded to float16.
             np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
-    assert feature_batches(config, 6) == 2
 
 
 def test_features_are_kept_once_and_for_what_they_depend_on(build, tmp_path):
     build()[2]()
     (name,) = folders(tmp_path)
     changed = (tmp_path / "kept" / name / "features.npy").stat().st_mtime_ns
-    # Another decoder, optimizer or length changes nothing of them.
-    build(model__decoder="mask", optimizer__name="sgd", total_steps=9)[2]()
+    # Another decoder, optimizer, batch or length changes nothing of them.
+    build(model__decoder="mask", optimizer__name="sgd", total_steps=9, batch_size=2)[2]()
     assert folders(tmp_path) == [name]
     assert (tmp_path / "kept" / name / "features.npy").stat().st_mtime_ns == changed
     for overrides in ({"seed": 1}, {"augment__flip_prob": 0.0}, {"augment__normalization": "deit"}):
@@ -133,7 +131,7 @@ def test_too_small_a_disk_is_told_before_the_work(build, monkeypatch, tmp_path):
     _, _, features = build()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=r"features of 8 crops take 0\.0 GB.*features\.views lower"):
+    with pytest.raises(OSError, match=r"features of 16 crops take 0\.0 GB.*features\.views lower"):
         features()
 
 
@@ -153,7 +151,7 @@ def test_run_learns_from_features_and_leaves_a_plain_model(source, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"optimizer__freeze_encoder": False}, r"features\.views=1 .*freeze_encoder"),
+        ({"optimizer__freeze_encoder": False}, r"features\.views=2 .*freeze_encoder"),
         ({"features__views": -1}, r"config\.features\.views must be at least 0, got -1"),
     ],
 )
