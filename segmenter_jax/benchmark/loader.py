@@ -19,7 +19,6 @@ from segmenter_jax.data.pipeline import train_batches
 from segmenter_jax.data.transforms import TrainTransform, read_label
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.training.program import Batch
-from segmenter_jax.training.step_metrics import MAX_STEPS_IN_FLIGHT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +35,10 @@ class LoaderSettings:
     prefetch: int
     rounds: int
 
-    def settle_steps(self, warmup: int) -> int:
+    def settle_steps(self, warmup: int, in_flight: int) -> int:
         """Untimed steps that use up what was made ready while the other side ran."""
         buffered = self.prefetch * max(self.num_workers, 1)
-        return max(warmup, buffered + MAX_STEPS_IN_FLIGHT)
+        return max(warmup, buffered + in_flight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _run_ahead(step: TrainingStep, batches: Iterator[Batch | None], steps: int) 
     start = time.perf_counter()
     for _ in range(steps):
         pending.append(step(next(batches)))
-        if len(pending) > MAX_STEPS_IN_FLIGHT:
+        if len(pending) > step.in_flight:
             jax.block_until_ready(pending.popleft())
     jax.block_until_ready(list(pending))
     return (time.perf_counter() - start) / steps
@@ -140,7 +139,7 @@ def benchmark_loader(
     transform = TrainTransform(dataset.spec, crop_size=size, base_size=size, aspect_bound=4.0)
     rates = measure_stages(source, transform, seconds=1.0)
     step = TrainingStep(config, settings)
-    settle = loader.settle_steps(timing.warmup)
+    settle = loader.settle_steps(timing.warmup, step.in_flight)
     with train_batches(
         source,
         transform,

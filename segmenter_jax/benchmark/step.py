@@ -22,6 +22,7 @@ from segmenter_jax.training import sharding
 from segmenter_jax.training.optimizers import make_optimizer
 from segmenter_jax.training.program import Batch, TrainProgram
 from segmenter_jax.training.state import StepOptions
+from segmenter_jax.training.step_metrics import steps_in_flight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class TrainingStep:
     def __init__(self, config: SegmenterConfig, settings: StepSettings):
         program = settings.program(config)
         self.put, self.num_devices = program.put, program.mesh.size
+        self.in_flight = steps_in_flight(program.mesh)
         self.state = program.place(init_params(config, program.seed))
         self.batch = program.put(random_batch(config, settings.batch_size))
         self.compiled, self.memory = compile_timed(program.step, self.state, self.batch)

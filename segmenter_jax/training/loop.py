@@ -34,7 +34,7 @@ from segmenter_jax.training.features import FeatureSource, as_they_are, kept_fea
 from segmenter_jax.training.resume import data_record, restore_or_init
 from segmenter_jax.training.run_log import RunLog
 from segmenter_jax.training.state import TrainState
-from segmenter_jax.training.step_metrics import Progress
+from segmenter_jax.training.step_metrics import Progress, steps_in_flight
 from segmenter_jax.training.stop_request import StopRequest
 from segmenter_jax.training.validation import SCORE, Validation
 from segmenter_jax.training.workdir import (
@@ -91,7 +91,9 @@ class _Loop:
         self.config = self.experiment.config
         self.step = int(self.state.step)
         self.nothing_to_do = self.step == self.config.total_steps
-        self.progress = Progress(self.step, self.config.optimizer.max_skipped_updates)
+        in_flight = steps_in_flight(self.experiment.program.mesh)
+        max_skipped = self.config.optimizer.max_skipped_updates
+        self.progress = Progress(self.step, max_skipped, in_flight)
         self.watchdog = Watchdog(self.config.log.stall_seconds)
         self.stopped = False
         self.results: dict[str, float] = {}

@@ -7,9 +7,17 @@ import time
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-# Steps the host may run ahead of the device: enough to hide latency, few enough to bound memory.
-MAX_STEPS_IN_FLIGHT = 2
+from segmenter_jax.models.placement import platform_of
+
+
+def steps_in_flight(mesh: Mesh) -> int:
+    """Steps that the host may run ahead of the devices: to hide latency, of which a CPU has none.
+
+    There each step that is begun holds its own temporary memory.
+    """
+    return 0 if platform_of(mesh) == "cpu" else 2
 
 
 class NonFiniteLossError(RuntimeError):
@@ -23,11 +31,13 @@ class Progress:
     Attributes:
       step: number of the last step before them.
       max_skipped: updates in a row that may be skipped because they are not finite.
+      in_flight: see `steps_in_flight`.
       skipped_in_a_row: updates skipped up to `step`.
     """
 
     step: int
     max_skipped: int = 0
+    in_flight: int = 2
     skipped_in_a_row: int = 0
     pending: collections.deque = dataclasses.field(default_factory=collections.deque)
     started: float = dataclasses.field(default_factory=time.monotonic)
@@ -36,8 +46,8 @@ class Progress:
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of one more step, and waits if the host is too far ahead."""
         self.pending.append(metrics)
-        if len(self.pending) > MAX_STEPS_IN_FLIGHT:
-            self.pending[-1 - MAX_STEPS_IN_FLIGHT]["loss"].block_until_ready()
+        if len(self.pending) > self.in_flight:
+            self.pending[-1 - self.in_flight]["loss"].block_until_ready()
 
     def check_finite(self) -> None:
         """Looks at the pending steps.
