@@ -38,20 +38,25 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
     """Comments by line, and whether they have the line to themselves."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {
-        token.start[0]: (token.string.removeprefix("#").strip(), not token.line[: token.start[1]].strip())
+        token.start[0]: (
+            token.string.removeprefix("#").strip(),
+            not token.line[: token.start[1]].strip(),
+        )
         for token in tokens
         if token.type == tokenize.COMMENT
     }
 
 
 def settings() -> Iterator[Setting]:
-    """Every group and setting of `configs/common.py`, in its order, with the comment beside or above it."""
+    """Every group and setting of `configs/common.py`, with the comment beside or above it."""
     source = inspect.getsource(common)
     comments = _comments(source)
     (function,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
     values = common.get_config()
     for statement in function.body:
-        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Attribute)):
+        if not (
+            isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Attribute)
+        ):
             continue
         name = ast.unparse(statement.targets[0]).removeprefix("config.")
         first = statement.lineno
