@@ -268,6 +268,26 @@ def test_block(block, monkeypatch, tmp_path):
         check_json(text, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "python -m segmenter_jax.evalute runs/mine",
+        "python -m segmenter_jax.evaluate runs/mine --stide=480",
+        "python -m segmenter_jax.main --config=quikstart --workdir=runs/mine",
+        "python -m segmenter_jax.main --config=quickstart --workdir=runs/mine --config.batchsize=8",
+        "python -m segmenter_jax.main --config=quickstart --wokdir=runs/mine",
+        "pip install '.[cpu]'",
+        "pytest tests/test_none.py",
+        "pytest tests/test_docs.py -k no_such_test",
+        "launch/none.sh 2",
+        "pyton -m venv .venv",
+    ],
+)
+def test_a_planted_fault_is_found(planted, monkeypatch):
+    with pytest.raises((AssertionError, LookupError, OSError, SystemExit, ValueError)):
+        check_shell(planted, monkeypatch)
+
+
 def options(parser) -> set[str]:
     """Flags of a parser and of its subcommands."""
     found = set(parser._option_string_actions)
