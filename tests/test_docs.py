@@ -87,7 +87,9 @@ def blocks(path: pathlib.Path) -> Iterator[Block]:
         found = [i for i, line in enumerate(lines) if line.strip().startswith("python -m ")]
         for i in found:
             end = next(j for j in range(i, len(lines)) if not lines[j].endswith("\\"))
-            yield Block((name, i + 1, "", "\n".join(lines[i : end + 1])))
+            # What may be left out stands in brackets.
+            usage = re.sub(r"[][]| \.\.\.", "", "\n".join(lines[i : end + 1]))
+            yield Block((name, i + 1, "", usage))
         return
     fence = r"^( *)```([^\n`]*)\n(.*?)^\1```$"
     for match in re.finditer(fence, text := path.read_text(), re.DOTALL | re.MULTILINE):
