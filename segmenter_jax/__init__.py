@@ -1,7 +1,12 @@
 """Segmenter in JAX: semantic segmentation with Vision Transformers."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segmenter_jax.inference.predictor import Predictor, load
+    from segmenter_jax.models import Segmenter, SegmenterConfig
+    from segmenter_jax.training.start import train
 
 __version__ = "0.1.0"
 

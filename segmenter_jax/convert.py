@@ -1,7 +1,7 @@
 """Converts weights: any supported checkpoint to a model directory, and back to the reference's.
 
 From the command line:
-  python -m segmenter_jax.convert SOURCE OUTPUT [--num_classes=150 --image_size=640 ...]
+  python -m segmenter_jax.convert augreg/L_16 weights/vitl16 --num_classes=150 --image_size=640
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Evaluates a model, or the predictions of any tool, on a split.
 
-python -m segmenter_jax.evaluate MODEL [--dataset NAME --data_dir DIR]
+python -m segmenter_jax.evaluate runs/quickstart --dataset shapes
 """
 
 import argparse

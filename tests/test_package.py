@@ -6,6 +6,9 @@ import subprocess
 import sys
 import tomllib
 
+import yaml
+
+import segmenter_jax
 from segmenter_jax.__main__ import COMMANDS
 from tests.test_structure import PACKAGE, imports
 
@@ -62,3 +65,9 @@ def test_the_readme_tells_every_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     readme = (ROOT / "README.md").read_text()
     assert all(f"`[{extra}]`" in readme for extra in project["optional-dependencies"])
+
+
+def test_the_version_to_cite_is_that_of_the_package():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == segmenter_jax.__version__
+    assert f"## {cited['version']}" in (ROOT / "CHANGELOG.md").read_text()

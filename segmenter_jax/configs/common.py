@@ -67,8 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset.name = "ade20k"  # See `python -m segmenter_jax.prepare_data list`.
     config.dataset.data_dir = "~/tensorflow_datasets"  # Where built datasets lie.
     config.dataset.source = ""  # Folder of a "folder" dataset, built on first use.
-    config.dataset.train_split = "train"
-    config.dataset.eval_split = "validation"
+    config.dataset.train_split = "train"  # Split that is learnt from.
+    config.dataset.eval_split = "validation"  # Split that is scored; "val" in folders.
 
     config.augment = ml_collections.ConfigDict()
     config.augment.crop_size = 512  # Side of the square training crop; also the model's size.
@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 0  # Linear, before or in the schedule.
     config.optimizer.momentum = 0.9  # Of SGD.
     config.optimizer.nesterov = True  # Of SGD, as in the reference.
-    config.optimizer.weight_decay = 0.0
+    config.optimizer.weight_decay = 0.0  # "sgd": as in PyTorch; "adamw": of kernels only.
     config.optimizer.clip_norm = placeholder(float)  # Bound of the gradient norm; None: none.
     config.optimizer.layer_decay = 1.0  # Learning rate of an encoder layer over that of the next.
     config.optimizer.freeze_encoder = False  # Train the decoder only.
@@ -118,11 +118,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.num_pictures = 4  # Overlays of predictions written at each evaluation.
 
     config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every_steps = 2_000
+    config.checkpoint.every_steps = 2_000  # What a kill may cost.
     config.checkpoint.keep = 2  # Latest checkpoints kept; the best model is kept apart.
 
     config.log = ml_collections.ConfigDict()
-    config.log.every_steps = 50
+    config.log.every_steps = 50  # Numbers fetched from the devices, logged and printed.
     config.log.profile_steps = 0  # Traced into WORKDIR/profile after 10 steps of a start; 0: none.
     config.log.stall_seconds = 600.0  # Without a step, until stacks are printed; 0: never.
 

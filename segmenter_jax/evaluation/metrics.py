@@ -196,7 +196,7 @@ class SegmentationReport:
 
     @property
     def calibration_error(self) -> float:
-        """Mean over the pixels of |confidence - accuracy| of their bin; NaN if there are none."""
+        """Mean over the pixels of how far confidence and accuracy of their bin differ, or NaN."""
         pixels, right, confidence = self.calibration
         gaps = np.abs(confidence * _CONFIDENCE_UNIT - right)
         return float(_ratio(gaps.sum(), pixels.sum()))

@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -151,7 +151,8 @@ class Predictor:
         single = isinstance(pictures, str | os.PathLike | Image.Image) or hasattr(
             pictures, "__array__"
         )
-        images = ({"image": self.read(p)} for p in ([pictures] if single else pictures))
+        several = cast(Iterable[Picture], [pictures] if single else pictures)
+        images = ({"image": self.read(picture)} for picture in several)
         results = self.engine(**overrides).predict(self.params, images, outputs, top_k)
         picked = (pick(_with_int32_ids(maps)) for _, maps in results)
         if single:

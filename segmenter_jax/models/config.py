@@ -219,10 +219,9 @@ def _check_ranges(config: SegmenterConfig) -> None:
         size = getattr(config, field)
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ValueError(f"{field} must be two positive sizes in pixels, got {size}")
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name.endswith("_rate") and not 0 <= value < 1:
-            raise ValueError(f"{field.name} must be in [0, 1), got {value}")
+    for field, value in vars(config).items():
+        if field.endswith("_rate") and not 0 <= value < 1:
+            raise ValueError(f"{field} must be in [0, 1), got {value}")
 
 
 def _check_queries(config: SegmenterConfig) -> None:

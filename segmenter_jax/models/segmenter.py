@@ -85,9 +85,10 @@ class Segmenter(nn.Module):
         Returns:
           float32 (B, ceil(H / S), ceil(W / S), num_classes); S is the config's `cell_size`.
         """
+        size = image.shape[1], image.shape[2]
         if self.config.decoder == "eomt":
-            return class_scores(*self.query_logits(image, train), image.shape[1:3])
-        return self.decode(self.encode_patches(image, train), image.shape[1:3], train)
+            return class_scores(*self.query_logits(image, train), size)
+        return self.decode(self.encode_patches(image, train), size, train)
 
     def query_logits(
         self, image: jax.Array, train: bool = False
@@ -103,7 +104,7 @@ class Segmenter(nn.Module):
         """
         c = self.config
         tokens = self.encode(image, train)
-        grid = patch_grid(image.shape[1:3], c.patch_size)
+        grid = patch_grid((image.shape[1], image.shape[2]), c.patch_size)
         patches = tokens[:, c.num_queries + c.num_extra_tokens :]
         patches = patches.reshape(len(image), *grid, c.width)
         masks, classes = self.decoder(tokens[:, : c.num_queries], patches)
@@ -124,7 +125,7 @@ def class_scores(
 
     Source: EoMT, `to_per_pixel_logits_semantic`.
     """
-    whole = tuple(n * side for n in masks.shape[1:3])
+    whole = masks.shape[1] * side, masks.shape[2] * side
     shares = nn.sigmoid(upsample(masks, whole, side)[:, : size[0], : size[1]])
     # The last class is none.
     weights = nn.softmax(classes)[..., :-1]

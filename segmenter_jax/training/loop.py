@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -227,7 +228,9 @@ class _Loop:
         closing.join(ABANDON_SECONDS)
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float] | None:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: os.PathLike | str
+) -> dict[str, float] | None:
     """Trains a model, or resumes a run that was interrupted.
 
     Args:
