@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Imported where they are installed.
-OPTIONAL = {"torch"}
+OPTIONAL = {"torch", "jax2onnx", "onnx", "onnxruntime"}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 

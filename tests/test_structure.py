@@ -23,7 +23,7 @@ ROOMS = (
     ("training",),
     ("benchmark",),
 )
-COMMANDS = {"convert", "evaluate", "main", "predict", "prepare_data", "visualize"}
+COMMANDS = {"convert", "evaluate", "export", "main", "predict", "prepare_data", "visualize"}
 MAX_LINES = 320
 
 
