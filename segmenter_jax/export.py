@@ -59,7 +59,7 @@ class _Format:
 _FORMATS = {
     "stablehlo": _Format(
         "stablehlo",
-        ("jax",),
+        ("jax", "flatbuffers"),
         lambda f: stablehlo.serialize(f.call, f.dtype, f.shape),
         stablehlo.deserialize,
     ),

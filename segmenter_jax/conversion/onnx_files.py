@@ -1,8 +1,10 @@
 """Functions as ONNX files, by way of jax2onnx."""
 
 import importlib
+import logging
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +28,7 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"ONNX files need {name.split('.')[0]}, which is not here ({error}): "
+            f"this export needs {name.split('.')[0]}, which is not here ({error}): "
             "pip install 'segmenter_jax[export]'"
         ) from error
 
@@ -51,14 +53,19 @@ def serialize(
         computed = function(array)
         return tuple(computed[name] for name in results)
 
-    model = library("jax2onnx").to_onnx(
-        in_order,
-        [jax.ShapeDtypeStruct(shape, np.dtype(dtype))],
-        model_name="segmenter_jax",
-        opset=_OPSET,
-        input_names=[argument],
-        output_names=list(results),
-    )
+    to_onnx = library("jax2onnx").to_onnx
+    # It warns of its own plugins, and of types that runtimes infer.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = to_onnx(
+            in_order,
+            [jax.ShapeDtypeStruct(shape, np.dtype(dtype))],
+            model_name="segmenter_jax",
+            opset=_OPSET,
+            input_names=[argument],
+            output_names=list(results),
+        )
     for node in model.graph.node:
         # The same product; runtimes are faster at it, and quantise no other.
         if node.op_type == "Einsum" and node.attribute[0].s == _DENSE:
