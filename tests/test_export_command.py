@@ -25,11 +25,16 @@ from tests.tiny import tiny_network
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "docs" / "examples"
 BACKBONES = {
-    "dinov2": {"patch_size": 14, "position_size": (56, 56), "position_resize": "bicubic"},
-    "registers": {"num_registers": 4, "mlp": "swiglu", "layer_scale": True},
+    "dinov2": {
+        "patch_size": 14,
+        "position_size": (56, 56),
+        "position_resize": "bicubic",
+        "num_registers": 4,
+        "mlp": "swiglu",
+        "layer_scale": True,
+    },
     "dinov3": {"position": "rope", "num_registers": 2, "decoder": "linear"},
-    "siglip": {"class_token": False, "gelu": "tanh", "decoder": "linear"},
-    "scanned": {"scan_layers": True, "remat": True, "depth": 2, "dtype": "auto"},
+    "siglip": {"class_token": False, "gelu": "tanh", "scan_layers": True, "remat": True},
 }
 
 
@@ -63,7 +68,7 @@ def function_of(folder, name):
 
 def own_logits(predictor, windows):
     pixels = windows / np.float32(127.5) - 1
-    return predictor.model.apply({"params": predictor.params}, pixels)
+    return jax.jit(predictor.model.apply)({"params": predictor.params}, pixels)
 
 
 def test_the_files_give_the_models_answers(exported, predictor):
@@ -94,12 +99,10 @@ def test_one_file_is_for_all_platforms_and_says_what_it_is(exported):
 @pytest.mark.parametrize(
     ("size", "fields"),
     [
-        ((64, 64), {}),  # One pass.
         ((150, 70), {}),  # Scaled down to the base size.
         ((41, 90), {}),  # Enlarged to it.
         ((70, 100), {"base_size": None}),  # As it is.
         ((30, 200), {"base_size": 40}),  # Then enlarged to the window.
-        ((300, 20), {"aspect_bound": 2.0}),
     ],
 )
 def test_a_picture_of_any_size_is_scaled_and_cut_as_by_the_model(predictor, size, fields):
@@ -119,7 +122,7 @@ def test_every_backbone_is_exported(name):
     content = stablehlo.serialize(function.call, function.dtype, function.shape)
     windows = noise(2, 28, 28, 3)
     pixels = (windows / np.float32(255) - 0.4) / 0.2
-    expected = Segmenter(config).apply({"params": params}, pixels)
+    expected = jax.jit(Segmenter(config).apply)({"params": params}, pixels)
     found = stablehlo.deserialize(content)(windows)["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -148,7 +151,7 @@ def test_nothing_is_left_or_lost_where_an_export_fails(model_dir, tmp_path, caps
     assert "over the limit" in fails(new, "--to=stablehlo", "--size=9x900000")
     with sole_owner(new, beside=True):
         assert "in use by process" in fails(new, "--to=stablehlo")
-    with small_files(10_000):
+    with small_files(100_000):
         assert f"{new}/network.stablehlo" in fails(new, "--to=stablehlo")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     with pytest.raises(SystemExit, match="2"):
@@ -165,9 +168,10 @@ def test_an_export_replaces_an_older_one_and_the_example_runs_it(
     model_dir, predictor, tmp_path, monkeypatch
 ):
     folder = tmp_path / "made"
-    for size in ("64x64", "64x96"):
-        arguments = [str(model_dir), str(folder), "--to=stablehlo", "--overwrite"]
-        assert export.main([*arguments, f"--size={size}"]) == 0
+    folder.mkdir()
+    (folder / export.EXPORT_FILE).write_text("{}")
+    arguments = [str(model_dir), str(folder), "--to=stablehlo", "--overwrite"]
+    assert export.main([*arguments, "--size=64x96"]) == 0
     picture, target = noise(64, 96, 3), tmp_path / "ids.npy"
     np.save(tmp_path / "picture.npy", picture)
     run_example(monkeypatch, "run_stablehlo.py", folder, tmp_path / "picture.npy", target)

@@ -28,7 +28,4 @@ classes = Image.fromarray(ids).resize(picture.size, Image.Resampling.NEAREST)
 classes.putpalette([value for color in about["colors"] for value in color])
 classes.save(target)
 for i in np.unique(ids):
-    print(
-        about["classes"][i],
-        f"{(ids == i).mean():.1%}, confidence {confidence[ids == i].mean():.2f}",
-    )
+    print(about["classes"][i], f"{(ids == i).mean():.1%}, sure {confidence[ids == i].mean():.2f}")

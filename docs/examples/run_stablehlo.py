@@ -1,4 +1,4 @@
-"""Segments a picture with a StableHLO export on whatever device JAX finds; needs jax and its flatbuffers only.
+"""Segments a picture with a StableHLO export on any device; needs jax and flatbuffers only.
 
 python run_stablehlo.py EXPORT picture.npy classes.npy    (uint8 (H, W, 3) in, class ids out)
 """
