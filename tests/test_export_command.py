@@ -136,7 +136,15 @@ def test_ids_have_the_smallest_type():
     ]
 
 
-def test_nothing_is_left_or_lost_where_an_export_fails(model_dir, tmp_path, capsys, small_files):
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Exports that compile nothing."""
+    monkeypatch.setattr(export, "differences", lambda *_: {"logits": 0.0, "ids": 0.0})
+
+
+def test_nothing_is_left_or_lost_where_an_export_fails(
+    model_dir, tmp_path, capsys, small_files, unchecked
+):
     def fails(*arguments):
         assert export.main([str(model_dir), *map(str, arguments)]) == 1
         return capsys.readouterr().err
@@ -148,7 +156,8 @@ def test_nothing_is_left_or_lost_where_an_export_fails(model_dir, tmp_path, caps
     assert "is no export; it is left" in fails(there, "--to=stablehlo", "--overwrite")
     new = tmp_path / "new"
     assert "is for --to=onnx" in fails(new, "--to=stablehlo", "--precision=int8")
-    assert "over the limit" in fails(new, "--to=stablehlo", "--size=9x900000")
+    for size in ("9x900000", "40000x40000"):
+        assert "GB to merge at once, over" in fails(new, "--to=stablehlo", f"--size={size}")
     with sole_owner(new, beside=True):
         assert "in use by process" in fails(new, "--to=stablehlo")
     with small_files(100_000):
@@ -164,17 +173,25 @@ def test_a_missing_converter_is_told_before_anything_else(model_dir, tmp_path, c
     assert "pip install 'segmenter_jax[export]'" in capsys.readouterr().err
 
 
-def test_an_export_replaces_an_older_one_and_the_example_runs_it(
-    model_dir, predictor, tmp_path, monkeypatch
-):
+def test_an_export_replaces_an_older_one(model_dir, tmp_path, unchecked):
     folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / export.EXPORT_FILE).write_text("{}")
     arguments = [str(model_dir), str(folder), "--to=stablehlo", "--overwrite"]
-    assert export.main([*arguments, "--size=64x96"]) == 0
-    picture, target = noise(64, 96, 3), tmp_path / "ids.npy"
+    for size in (64, 96):
+        assert export.main([*arguments, f"--size=64x{size}"]) == 0
+        assert function_of(folder, "picture")[1]["inputs"]["picture"]["shape"] == [64, size, 3]
+
+
+def test_a_file_that_is_not_the_model_is_not_written(model_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "differences", lambda *_: {"logits": 2e-4, "ids": 0.0})
+    assert export.main([str(model_dir), str(tmp_path / "new"), "--to=stablehlo"]) == 1
+    assert "gives other logits, by 2.0e-04 of the largest" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_example_runs_an_export(exported, predictor, tmp_path, monkeypatch):
+    picture, target = noise(90, 131, 3), tmp_path / "ids.npy"
     np.save(tmp_path / "picture.npy", picture)
-    run_example(monkeypatch, "run_stablehlo.py", folder, tmp_path / "picture.npy", target)
+    run_example(monkeypatch, "run_stablehlo.py", exported, tmp_path / "picture.npy", target)
     np.testing.assert_array_equal(np.load(target), predictor.predict(picture))
 
 

@@ -6,6 +6,7 @@ one program: scaling, windows, network, merging. The answers are those of `Slidi
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ from segmenter_jax.inference.geometry import (
 )
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import normalize
+
+# Of what merges a picture, which is made at once here and not in tiles.
+_MAX_BYTES = 2**31
 
 # Of OpenCV's weights for bytes.
 _ONE = 2048
@@ -99,10 +103,18 @@ def picture_function(
     """
     settings, channels = InferenceSettings.of(description), description.model.in_channels
     check_image((*size, channels), settings, channels)
-    forward, merge = _forward(description, params), _merging(description, size)
     scaled, cut = scaled_size(*size, settings, 1.0)
     side = settings.window
     tops, lefts = (window_anchors(n, side, settings.stride) for n in cut)
+    patches = -(-side // description.model.patch_size)
+    matrices = patches * (size[0] * len(tops) + size[1] * len(lefts))
+    merged = 4 * (math.prod(size) * description.model.num_classes + matrices)
+    if merged > _MAX_BYTES:
+        raise ValueError(
+            f"a picture of {size[0]} x {size[1]} pixels takes {merged / 2**30:.1f} GB to merge at "
+            f"once, over the limit of {_MAX_BYTES / 2**30:.0f} GB; export smaller pictures"
+        )
+    forward, merge = _forward(description, params), _merging(description, size)
 
     def call(picture: jax.Array) -> dict[str, jax.Array]:
         if scaled != size:
