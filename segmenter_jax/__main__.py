@@ -6,6 +6,7 @@ COMMANDS = {
     "predict": "segments pictures, folders of them and videos",
     "convert": "turns pretrained weights into a model directory, and back",
     "publish": "uploads a model with a model card to the Hugging Face hub",
+    "export": "writes a model as StableHLO or ONNX files, for use without this package",
     "prepare_data": "builds a dataset from its original files, checks one, or lists them",
     "visualize": "draws attention, training curves and samples of a dataset",
     "benchmark": "measures training step, inference, evaluation and loader",

@@ -18,7 +18,7 @@ from segmenter_jax.conversion.convert import ConvertOptions, convert
 from segmenter_jax.models.config import Decoder
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.resampling import Method
-from segmenter_jax.runtime.command import run_command
+from segmenter_jax.runtime.command import image_size, run_command
 from segmenter_jax.runtime.files import absolute, check_no_pattern
 from segmenter_jax.runtime.ownership import sole_owner
 
@@ -37,13 +37,6 @@ remote path. The content tells the format.
 Pretrained encoders get a new, randomly initialised decoder and need --num_classes. The report says
 which parameters were mapped, resized, newly initialised and dropped; an array without an
 explanation is an error, and then nothing is written."""
-
-
-def _size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 640 or 512x1024")
-    return int(parts[0]), int(parts[-1])
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--entry", metavar="NAME", help="which of several sets of weights in SOURCE, say model_ema")
     add("--base", metavar="SOURCE", help="DINOv3's weights, where SOURCE is EoMT's change of them")
     add("--variant", help="insist on a size, for example L/16")
-    add("--image_size", type=_size, help="training size in pixels: 640, or HEIGHTxWIDTH")
+    add("--image_size", type=image_size, help="training size in pixels: 640, or HEIGHTxWIDTH")
     add("--num_classes", type=int, help="classes; another number re-initialises what depends on it")
     add("--decoder", choices=get_args(Decoder), help="another kind is newly initialised")
     add("--in_channels", type=int, help="image channels; patch kernels are inflated")

@@ -16,14 +16,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from segmenter_jax.checkpoints.description import ModelDescription
-from segmenter_jax.data.datasets import DATA_DIR, Dataset, build_dataset
+from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import EvalTransform, ImageTransform
 from segmenter_jax.evaluation.binary_metrics import BinaryScores
 from segmenter_jax.evaluation.metrics import SegmentationReport, confusion_matrix
-from segmenter_jax.evaluation.scoring import read_predictions, score
+from segmenter_jax.evaluation.scoring import check_dataset, read_predictions, score
 from segmenter_jax.evaluation.submission import encode_submission, submission_name
 from segmenter_jax.inference.predictor import load
 from segmenter_jax.inference.sliding_window import Example, Maps
@@ -37,11 +36,10 @@ from segmenter_jax.runtime.command import (
     run_command,
 )
 from segmenter_jax.runtime.compilation import prepare_compilation
-from segmenter_jax.runtime.errors import first_few
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
 from segmenter_jax.runtime.ownership import sole_owner
-from segmenter_jax.training.workdir import run_config
+from segmenter_jax.training.workdir import evaluated_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,39 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_dataset(dataset: Dataset, description: ModelDescription) -> None:
-    spec, model = dataset.spec, description.model
-    if (spec.num_classes, spec.channels) != (model.num_classes, model.in_channels):
-        raise ValueError(
-            f"dataset {dataset.name!r} has {spec.num_classes} classes and {spec.channels} image "
-            f"channels, the model {model.num_classes} and {model.in_channels}"
-        )
-    if spec.class_names != description.classes:
-        different = [
-            f"{i}: {ours!r} and {theirs!r}"
-            for i, (ours, theirs) in enumerate(
-                zip(description.classes, spec.class_names, strict=True)
-            )
-            if ours != theirs
-        ]
-        print(
-            f"warning: class names of model and dataset differ: {first_few(different, 3, '; ')}",
-            file=sys.stderr,
-        )
-
-
 def _complete(arguments: argparse.Namespace) -> None:
     """Fills in what is not given: the dataset that the model's run was evaluated on."""
-    config = arguments.model and run_config(arguments.model)
-    run = config["dataset"] if config else {}
-    if arguments.dataset is None and not run:
+    run = evaluated_on(arguments.model, arguments.dataset) if arguments.model else None
+    if arguments.dataset is None and run is None:
         _parser().error("--dataset is missing: the model is of no run that would tell it")
-    same = arguments.dataset in (None, run.get("name"))
-    wanted = {
-        "dataset": run.get("name"),
-        "data_dir": run.get("data_dir", DATA_DIR),
-        "split": run["eval_split"] if run and same else "validation",
-    }
+    wanted = run or {"data_dir": DATA_DIR, "split": "validation"}
     missing = {k: v for k, v in wanted.items() if getattr(arguments, k) is None}
     vars(arguments).update(missing)
     if run and missing:
@@ -233,7 +204,7 @@ def _command(arguments: argparse.Namespace) -> None:
     with owned, contextlib.closing(eval_examples(source, transform)) as read:
         examples = tqdm(read, total=len(source), unit="image", disable=None)
         if by_model:
-            _check_dataset(dataset, predictor.description)
+            check_dataset(dataset, predictor.description)
             protocol = engine.settings.protocol()
             results = engine.predict(predictor.params, examples, wanted.maps())
         else:

@@ -22,7 +22,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Imported where they are installed.
-OPTIONAL = {"huggingface_hub", "torch"}
+OPTIONAL = {"huggingface_hub", "torch", "jax2onnx", "onnx", "onnxruntime"}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 

@@ -23,7 +23,9 @@ ROOMS = (
     ("training",),
     ("benchmark",),
 )
-COMMANDS = {"convert", "evaluate", "main", "predict", "prepare_data", "publish", "visualize"}
+COMMANDS = {
+    *("convert", "evaluate", "export", "main", "predict", "prepare_data", "publish", "visualize"),
+}
 MAX_LINES = 320
 
 

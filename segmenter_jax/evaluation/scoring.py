@@ -2,12 +2,15 @@
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.data.datasets import Dataset
 from segmenter_jax.data.labels import decode_label
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.evaluation.metrics import (
@@ -20,6 +23,33 @@ from segmenter_jax.evaluation.metrics import (
 from segmenter_jax.evaluation.submission import submission_name
 from segmenter_jax.inference.merging import Maps
 from segmenter_jax.inference.windows import Example
+from segmenter_jax.runtime.errors import first_few
+
+
+def check_dataset(dataset: Dataset, description: ModelDescription) -> None:
+    """Refuses a dataset that a model cannot be scored on; warns where classes have other names.
+
+    Raises:
+      ValueError: the numbers of classes or of image channels differ.
+    """
+    spec, model = dataset.spec, description.model
+    if (spec.num_classes, spec.channels) != (model.num_classes, model.in_channels):
+        raise ValueError(
+            f"dataset {dataset.name!r} has {spec.num_classes} classes and {spec.channels} image "
+            f"channels, the model {model.num_classes} and {model.in_channels}"
+        )
+    if spec.class_names != description.classes:
+        different = [
+            f"{i}: {ours!r} and {theirs!r}"
+            for i, (ours, theirs) in enumerate(
+                zip(description.classes, spec.class_names, strict=True)
+            )
+            if ours != theirs
+        ]
+        print(
+            f"warning: class names of model and dataset differ: {first_few(different, 3, '; ')}",
+            file=sys.stderr,
+        )
 
 
 def score(

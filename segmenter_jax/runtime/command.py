@@ -58,6 +58,14 @@ def scale_list(text: str) -> tuple[float, ...]:
         ) from None
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Reads (height, width) from "512x1024", or "640" of a square; for argparse's `type`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 640 or 512x1024")
+    return int(parts[0]), int(parts[-1])
+
+
 def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that override a model's own inference settings."""
     # A flag that is not given leaves no trace, so that the model's own value holds.

@@ -17,6 +17,7 @@ from segmenter_jax.checkpoints.manager import CHECKPOINTS_FOLDER, Checkpoints
 from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, save_model
 from segmenter_jax.conversion.locate import is_fetched
 from segmenter_jax.conversion.opening import SourceNetwork
+from segmenter_jax.data.datasets import DATA_DIR
 from segmenter_jax.models import SegmenterConfig
 from segmenter_jax.models.params import Params, abstract_params, init_params
 from segmenter_jax.runtime import processes
@@ -118,6 +119,27 @@ def run_config(model: os.PathLike | str) -> dict[str, Any] | None:
     """Config of the run that a model is of, as JSON values; None for a model of no run."""
     workdir = workdir_of(model)
     return None if workdir is None else json.loads((workdir / CONFIG_FILE).read_text())
+
+
+def evaluated_on(model: os.PathLike | str, dataset: str | None = None) -> dict[str, str] | None:
+    """What the run of a model was evaluated on: "dataset", "data_dir" and "split".
+
+    Args:
+      model: see `run_config`.
+      dataset: another one, which then has its own validation split.
+
+    Returns:
+      None for a model of no run.
+    """
+    if not (config := run_config(model)):
+        return None
+    run = config["dataset"]
+    same = dataset in (None, run["name"])
+    return {
+        "dataset": dataset or run["name"],
+        "data_dir": run.get("data_dir", DATA_DIR),
+        "split": run["eval_split"] if same else "validation",
+    }
 
 
 def _json_values(config: ml_collections.ConfigDict) -> Any:
