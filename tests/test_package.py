@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Imported where they are installed.
-OPTIONAL = {"huggingface_hub", "torch"}
+OPTIONAL = {"gradio", "huggingface_hub", "torch"}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 
