@@ -84,6 +84,9 @@ def _upload_field(gradio: ModuleType, **options: Any) -> Any:
 
     # Gradio's own would decode the file, with errors and limits of its own.
     class Upload(gradio.Image):
+        # The page draws it as what it is derived from.
+        is_template = True
+
         def preprocess(self, payload: Any) -> str | None:
             return payload.path if payload else None
 
@@ -168,7 +171,10 @@ def _page(
             with gradio.Column(scale=2, min_width=400):
                 view = gradio.HTML(css_template=VIEWER_CSS, js_on_load=VIEWER_JS, elem_id="view")
         figure = gradio.Image(
-            label="Attention of the patch that was clicked", interactive=False, elem_id="attention"
+            label="Attention of the patch that was clicked",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            elem_id="attention",
         )
         # One model, so one call at a time, of whichever kind.
         one = {"concurrency_id": "model", "concurrency_limit": 1}

@@ -18,8 +18,8 @@ DISTRIBUTIONS = {
     "orbax": "orbax-checkpoint",
     "yaml": "pyyaml",
 }
-# Imported where they are installed.
-OPTIONAL = {"gradio", "huggingface_hub", "torch"}
+# Imported where they are installed; starlette comes with Gradio.
+OPTIONAL = {"gradio", "huggingface_hub", "starlette", "torch"}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 

@@ -26,9 +26,9 @@ VIEWER_CSS = """
 .seg-bar {display: flex; gap: 1.5em; align-items: center; flex-wrap: wrap;}
 .seg-legend {display: grid; grid-template-columns: repeat(auto-fill, minmax(11em, 1fr));
   gap: .2em 1.5em; padding: 0; margin: .6em 0; list-style: none;}
-.seg-legend li {display: flex; gap: .5em; align-items: center; margin: 0;}
+.seg-legend li {display: flex; gap: .5em; align-items: center; margin: 0; overflow-wrap: anywhere;}
 .seg-legend i {width: 1em; height: 1em; border: 1px solid #5a5a5a; flex: none;}
-.seg-legend b {margin-left: auto; font-weight: normal; font-variant-numeric: tabular-nums;}
+.seg-legend b {margin-left: auto; font-weight: normal; white-space: nowrap;}
 .seg-message {padding: .8em 1em; border-left: 4px solid #b3261e; overflow-wrap: anywhere;}
 """
 
