@@ -82,20 +82,21 @@ class _BodyLimit:
 def _upload_field(gradio: ModuleType, **options: Any) -> Any:
     """A field for a picture, which hands on the file as it was uploaded."""
 
-    # Gradio's own would decode the file, with errors and limits of its own.
-    class Upload(gradio.Image):
-        # The page draws it as what it is derived from.
-        is_template = True
+    field = gradio.Image(type="filepath", sources=["upload", "clipboard"], **options)
+    keep = field.async_move_resource_to_block_cache
 
-        def preprocess(self, payload: Any) -> str | None:
-            return payload.path if payload else None
+    def handed_on(payload: Any) -> str | None:
+        return payload.path if payload else None
 
-        async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-            if "://" in str(url_or_file_path):
-                raise gradio.Error("addresses are not fetched: upload the file")
-            return await super().async_move_resource_to_block_cache(url_or_file_path)
+    async def kept(path: Any) -> str | None:
+        if "://" in str(path):
+            raise gradio.Error("addresses are not fetched: upload the file")
+        return await keep(path)
 
-    return Upload(type="filepath", sources=["upload", "clipboard"], **options)
+    # Gradio's own would decode the file, with errors and limits of its own, and fetch addresses.
+    # In a class of our own they would make it write a file beside this one.
+    field.preprocess, field.async_move_resource_to_block_cache = handed_on, kept
+    return field
 
 
 def _answers(predictor: Predictor, limits: Limits) -> tuple[Callable, Callable]:
