@@ -4,6 +4,7 @@ COMMANDS = {
     "main": "trains a model, from a config to a workdir",
     "evaluate": "scores a model on a split of a dataset",
     "predict": "segments pictures, folders of them and videos",
+    "demo": "serves a web page that segments the pictures given to it",
     "convert": "turns pretrained weights into a model directory, and back",
     "publish": "uploads a model with a model card to the Hugging Face hub",
     "export": "writes a model as StableHLO or ONNX files, for use without this package",

@@ -21,8 +21,8 @@ DISTRIBUTIONS = {
     "orbax": "orbax-checkpoint",
     "yaml": "pyyaml",
 }
-# Imported where they are installed.
-OPTIONAL = {"huggingface_hub", "torch", "jax2onnx", "onnx", "onnxruntime"}
+# Imported where they are installed; starlette comes with Gradio.
+OPTIONAL = {"gradio", "huggingface_hub", "jax2onnx", "onnx", "onnxruntime", "starlette", "torch"}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 

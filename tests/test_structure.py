@@ -24,7 +24,8 @@ ROOMS = (
     ("benchmark",),
 )
 COMMANDS = {
-    *("convert", "evaluate", "export", "main", "predict", "prepare_data", "publish", "visualize"),
+    *("convert", "demo", "evaluate", "export", "main", "predict", "prepare_data", "publish"),
+    "visualize",
 }
 MAX_LINES = 320
 

@@ -61,7 +61,7 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Im
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: the image is over the limit of {MAX_PIXELS} pixels") from error
+        raise DataError(f"{name}: the image is over the limit of {max_pixels} pixels") from error
     # Pillow's plugins raise whatever their parsers meet in damaged headers.
     except Exception as error:
         raise DataError(f"{name}: not a readable image ({len(data)} bytes)") from error
