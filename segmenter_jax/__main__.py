@@ -4,6 +4,7 @@ COMMANDS = {
     "main": "trains a model, from a config to a workdir",
     "evaluate": "scores a model on a split of a dataset",
     "predict": "segments pictures, folders of them and videos",
+    "manifest": "lists what predict made, one line for each source",
     "convert": "turns pretrained weights into a model directory, and back",
     "publish": "uploads a model with a model card to the Hugging Face hub",
     "prepare_data": "builds a dataset from its original files, checks one, or lists them",

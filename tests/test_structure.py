@@ -23,7 +23,16 @@ ROOMS = (
     ("training",),
     ("benchmark",),
 )
-COMMANDS = {"convert", "evaluate", "main", "predict", "prepare_data", "publish", "visualize"}
+COMMANDS = {
+    "convert",
+    "evaluate",
+    "main",
+    "manifest",
+    "predict",
+    "prepare_data",
+    "publish",
+    "visualize",
+}
 MAX_LINES = 320
 
 

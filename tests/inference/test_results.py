@@ -36,6 +36,7 @@ def unfinished(tmp_path, params):
         results = Results(tmp_path, planned, wanted, predictor, engine.settings, weights)
         reason = results.unfinished(path)
         results.start([path])
+        results.begin(path)
         for kind, suffix in (("overlay", "jpg"), ("ids", "png")):
             (tmp_path / kind).mkdir(exist_ok=True)
             (tmp_path / kind / f"photo.{suffix}").touch()
