@@ -6,17 +6,22 @@ python -m segmenter_jax.predict MODEL photo.jpg folder/ clip.mp4 -o overlays/
 import argparse
 import collections
 import contextlib
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+
 from segmenter_jax.checkpoints.checksums import weights_digest
+from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.plan import Plan, planned_outputs
 from segmenter_jax.inference.predictor import Predictor, read_model
+from segmenter_jax.inference.ray_engine import Job, segment_on_ray
 from segmenter_jax.inference.records import Records, gather, shard_name
-from segmenter_jax.inference.results import MISSING, SAVED, Results, Wanted, is_video
+from segmenter_jax.inference.results import MISSING, SAVED, Results, Wanted
 from segmenter_jax.inference.run import Run
 from segmenter_jax.runtime.command import (
     FAILED,
@@ -67,27 +72,32 @@ def _owned(folder: pathlib.Path, shard: Shard | None) -> contextlib.AbstractCont
 
 def _segment(arguments: argparse.Namespace, plan: Plan, folder: pathlib.Path) -> int:
     started, shard = time.monotonic(), arguments.shard
+    on_ray, protocol = arguments.engine == "ray", protocol_overrides(arguments)
+    if on_ray:
+        # The devices are for those who segment.
+        jax.config.update("jax_platforms", "cpu")
     description, params = read_model(arguments.model)
-    weights, predictor = weights_digest(params), Predictor(description, params)
-    # Those on the devices are all that is needed from here on.
-    del params
-    engine = predictor.engine(**protocol_overrides(arguments))
+    weights, settings = weights_digest(params), InferenceSettings.of(description, **protocol)
     wanted = Wanted(arguments.save, arguments.alpha, arguments.video)
     records = Records(folder, shard_name(*shard) if shard else "")
-    results = Results(folder, plan, wanted, predictor, engine.settings, weights, records)
+    results = Results(folder, plan, wanted, description, settings, weights, records)
     planned = len(plan)
     _keep_unfinished(plan, results, arguments.overwrite)
     results.start(plan)
     outputs = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
-    run = Run(predictor, engine, outputs, results, arguments.quiet)
-    todo, videos = len(plan), sum(map(is_video, plan))
-    if todo > videos:
-        pictures = (path for path in plan if not is_video(path))
-        run.segment_pictures(pictures, todo - videos)
-    for path in filter(is_video, plan):
-        run.segment_video(path)
+    if on_ray:
+        model = arguments.model if "://" in arguments.model else os.path.abspath(arguments.model)
+        job = Job(model, weights, protocol, wanted, outputs, pathlib.Path(os.path.abspath(folder)))
+        failed = segment_on_ray(job, plan, results, arguments.quiet) if plan else 0
+    else:
+        predictor = Predictor(description, params)
+        # Those on the devices are all that is needed from here on.
+        del params
+        run = Run(predictor, predictor.engine(**protocol), outputs, results, arguments.quiet)
+        failed = run.segment(plan)
 
-    done, skipped = todo - run.failed, planned - todo
+    todo = len(plan)
+    done, skipped = todo - failed, planned - todo
     # Of several shards one writes what is common, with what the others may see.
     if (done or (skipped and not results.has_legend())) and not (shard and shard.index):
         # The classes of results that were there already are not known.
@@ -99,9 +109,9 @@ def _segment(arguments: argparse.Namespace, plan: Plan, folder: pathlib.Path) ->
         before = f", {skipped} were there already" if skipped else ""
         print(
             f"{done} of {todo} files segmented into {results.folder}{before} "
-            f"({engine.settings.protocol()})"
+            f"({settings.protocol()})"
         )
-    return FAILED if run.failed else 0
+    return FAILED if failed else 0
 
 
 def _keep_unfinished(plan: Plan, results: Results, overwrite: bool) -> None:
@@ -186,6 +196,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_shard,
         metavar="I/N",
         help="only the I-th of N parts of the inputs, from 0/N; parts may run at the same time",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="ray: on all machines of a Ray cluster, which see the same files; default: here",
     )
     parser.add_argument(
         "--quiet", action="store_true", help="show no progress and no summary, only what went wrong"

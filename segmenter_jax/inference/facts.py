@@ -39,10 +39,15 @@ class Facts:
             total = float(maps["confidence"].sum(dtype=np.float64))
             self._confidence = (self._confidence or 0.0) + total
 
-    def include(self, other: "Facts") -> None:
-        """Adds those of one source."""
-        self.pixels += other.pixels
-        self.sources += other.sources
+    def counts(self) -> list[list[int]]:
+        """`pixels` and `sources`, for `include`."""
+        return [self.pixels.tolist(), self.sources.tolist()]
+
+    def include(self, counts: Sequence[Sequence[int]]) -> None:
+        """Adds the counts of others."""
+        pixels, sources = counts
+        self.pixels += pixels
+        self.sources += sources
 
     def record(self) -> dict[str, Any]:
         """Fields for the records of one source; see `records.manifest`."""

@@ -5,16 +5,16 @@ import dataclasses
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.inference.facts import Facts
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.merging import Maps
-from segmenter_jax.inference.predictor import Predictor
 from segmenter_jax.inference.records import RECORDS_FILE, Record, Records, failure, source_record
 from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
@@ -82,7 +82,7 @@ class Results:
         folder: pathlib.Path,
         planned: Mapping[pathlib.Path, pathlib.PurePath],
         wanted: Wanted,
-        predictor: Predictor,
+        description: ModelDescription,
         settings: InferenceSettings,
         weights: str,
         records: Recorder | None = None,
@@ -93,18 +93,17 @@ class Results:
           folder: of the results; has one owner as long as this is used.
           planned: inputs, and the names of their results without suffix, relative to the folder.
           wanted: what to write.
-          predictor, settings: make the results.
+          description, settings: of the model that makes the results.
           weights: tells the parameters from others; see `checkpoints.checksums.weights_digest`.
           records: of the folder; None reads them. What only takes records serves who only writes.
         """
         self.folder, self._planned, self._wanted = folder, planned, wanted
-        self._predictor = predictor
-        self.facts = Facts(predictor.classes)
+        self._description = d = description
+        self.facts = Facts(d.classes)
         self._records = Records(folder) if records is None else records
         protocol = dataclasses.asdict(settings) | {"scales": list(settings.scales)}
         # Of no influence.
         del protocol["batch_size"]
-        d = predictor.description
         model = repr((weights, d.model, d.classes, d.colors, d.mean, d.std))
         digest = hashlib.sha256(model.encode()).hexdigest()
         self._made_by = {"model": digest, "protocol": protocol}
@@ -137,14 +136,19 @@ class Results:
         Raises:
           OSError: it is gone.
         """
-        self._begun[path] = (self._expected_records(path), Facts(self._predictor.classes))
+        self._begun[path] = (self._expected_records(path), Facts(self._description.classes))
 
     def finish(self, path: pathlib.Path, seconds: float | None = None) -> None:
         """Records that the results of an input were written, and what they show."""
         records, facts = self._begun.pop(path)
-        self.facts.include(facts)
+        self.facts.include(facts.counts())
         found = facts.record() | {"seconds": seconds}
         self._records.add(record | found for record in records)
+
+    def take(self, records: Iterable[Record], seen: Sequence[Sequence[int]]) -> None:
+        """Records what another process has made, and what it saw; see `Facts.counts`."""
+        self.facts.include(seen)
+        self._records.add(records)
 
     def fail(self, path: pathlib.Path, message: str) -> None:
         """Records why an input has no results."""
@@ -185,16 +189,16 @@ class Results:
     def write_legend(self, everything: bool) -> None:
         """Writes the legend of the classes seen, or of all classes."""
         present = np.flatnonzero((self.facts.pixels > 0) | everything).tolist()
-        predictor, columns = self._predictor, 1 + len(present) // 30
+        d, columns = self._description, 1 + len(present) // 30
         with write_whole(self.folder / _LEGEND) as part:
-            legend(present, predictor.classes, predictor.colors, columns).save(part)
+            legend(present, d.classes, d.colors, columns).save(part)
 
     def has_legend(self) -> bool:
         """Whether there is a legend."""
         return (self.folder / _LEGEND).exists()
 
     def _render(self, kind: str, image: np.ndarray, maps: Maps) -> Image.Image:
-        ids, colors = maps["ids"], self._predictor.colors
+        ids, colors = maps["ids"], self._description.colors
         if kind == "overlay":
             return Image.fromarray(overlay(image, ids, colors, self._wanted.alpha))
         if kind == "ids":

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from PIL import Image
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from segmenter_jax.inference.merging import Maps
 from segmenter_jax.inference.predictor import Predictor
-from segmenter_jax.inference.results import Results
+from segmenter_jax.inference.results import Results, is_video
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.pictures.video import CutShortError, declared_frames, read_frames
 from segmenter_jax.runtime.errors import one_line
@@ -19,11 +19,7 @@ from segmenter_jax.runtime.progress import Progress
 
 
 class Run:
-    """Segments inputs and writes their results; a bad input is reported and skipped.
-
-    Attributes:
-      failed: how many inputs were skipped.
-    """
+    """Segments inputs and writes their results; a bad input is reported and skipped."""
 
     def __init__(
         self,
@@ -44,15 +40,24 @@ class Run:
         self._predictor, self._engine, self._outputs = predictor, engine, outputs
         self._results, self._quiet = results, quiet
         self._last = time.monotonic()
-        self.failed = 0
+        self._failed = 0
 
-    def segment_pictures(self, paths: Iterable[pathlib.Path], total: int | None = None) -> None:
-        """Segments pictures, several in a batch.
+    def segment(self, paths: Collection[pathlib.Path]) -> int:
+        """Segments pictures, then videos, taking them as they are needed.
 
-        Args:
-          paths: of the pictures, taken as they are needed.
-          total: how many there are.
+        Returns:
+          How many were skipped.
         """
+        videos = sum(map(is_video, paths))
+        if len(paths) > videos:
+            pictures = (path for path in paths if not is_video(path))
+            self._segment_pictures(pictures, len(paths) - videos)
+        for path in filter(is_video, paths):
+            self._segment_video(path)
+        return self._failed
+
+    def _segment_pictures(self, paths: Iterable[pathlib.Path], total: int) -> None:
+        """Segments pictures, several in a batch."""
         progress = Progress(total, "image", quiet=self._quiet)
 
         def examples() -> Iterator[dict[str, Any]]:
@@ -73,7 +78,7 @@ class Run:
                 self._finish(example["path"])
                 progress.update()
 
-    def segment_video(self, path: pathlib.Path) -> None:
+    def _segment_video(self, path: pathlib.Path) -> None:
         """Segments a video, several frames in a batch."""
         missing: list[CutShortError] = []
 
@@ -115,7 +120,7 @@ class Run:
         self._last = now
 
     def _report(self, path: pathlib.Path, error: Exception, what: str = "skipped") -> None:
-        self.failed += 1
+        self._failed += 1
         message = one_line(error)
         self._results.fail(path, message)
         text = message if str(path) in message else f"{path}: {message}"

@@ -33,7 +33,7 @@ def unfinished(tmp_path, params):
         wanted = Wanted(kinds, alpha, None)
         planned = {path: path.relative_to(path.parent).with_suffix("")}
         engine = predictor.engine(**settings)
-        results = Results(tmp_path, planned, wanted, predictor, engine.settings, weights)
+        results = Results(tmp_path, planned, wanted, description, engine.settings, weights)
         reason = results.unfinished(path)
         results.start([path])
         results.begin(path)
