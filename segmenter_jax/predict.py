@@ -56,6 +56,8 @@ class Shard(NamedTuple):
 def _command(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     prepare_compilation()
+    if arguments.shard and arguments.engine == "ray":
+        raise ValueError("--engine ray shares the work out itself: leave --shard out")
     plan = planned_outputs(arguments.inputs)
     if arguments.shard:
         plan.keep_shard(*arguments.shard)

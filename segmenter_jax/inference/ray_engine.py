@@ -81,7 +81,8 @@ def segment_on_ray(
     options, count = _actors(ray)
     failed = 0
     with _list_file(job.folder, plan) as offsets:
-        pieces = ray.data.range(len(offsets), override_num_blocks=len(offsets)).map_batches(
+        number = len(offsets) - 1
+        pieces = ray.data.range(number, override_num_blocks=number).map_batches(
             _Worker,
             fn_constructor_args=(job, offsets),
             batch_size=1,
@@ -111,7 +112,7 @@ def _actors(ray: Any) -> tuple[dict[str, float], int]:
 def _list_file(
     folder: pathlib.Path, plan: Mapping[pathlib.Path, pathlib.PurePath]
 ) -> Iterator[np.ndarray]:
-    """Writes what is to be made; yields int64 (pieces,), where each begins."""
+    """Writes what is to be made; yields int64 (pieces + 1,), where each begins, and the end."""
     path, offsets = folder / _LIST, []
     try:
         with open(path, "w", encoding="ascii") as file:
@@ -119,6 +120,7 @@ def _list_file(
                 if number % PIECE == 0:
                     offsets.append(file.tell())
                 file.write(json.dumps([os.path.abspath(source), os.fspath(stem)]) + "\n")
+            offsets.append(file.tell())
         sync(path)
         yield np.array(offsets, np.int64)
     finally:
@@ -158,9 +160,10 @@ class _Worker:
 
     def _read(self, piece: int) -> dict[pathlib.Path, pathlib.PurePath]:
         with open(self._job.folder / _LIST, encoding="ascii") as file:
-            file.seek(self._offsets[piece])
-            lines = [json.loads(line) for _, line in zip(range(PIECE), file, strict=False)]
-        return {pathlib.Path(path): pathlib.PurePath(stem) for path, stem in lines}
+            start, end = self._offsets[piece : piece + 2].tolist()
+            file.seek(start)
+            lines = map(json.loads, file.read(end - start).splitlines())
+            return {pathlib.Path(path): pathlib.PurePath(stem) for path, stem in lines}
 
 
 class _Kept:
