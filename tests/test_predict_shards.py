@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -172,3 +173,12 @@ def test_quiet_says_only_what_went_wrong(model, photos, tmp_path, capsys):
 def test_folders_without_results_have_no_manifest(tmp_path, capsys):
     assert manifest.main([str(tmp_path)]) == 1
     assert "holds no results" in capsys.readouterr().err
+
+
+def test_without_ray_it_is_said_what_to_install(model, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    photo, out = photos / "00.png", tmp_path / "out"
+    assert run(model, photo, "-o", out, "--engine", "ray") == 1
+    assert 'pip install "segmenter_jax[ray]"' in capsys.readouterr().err
+    assert run(model, photo, "-o", out, "--engine", "ray", "--shard", "0/2") == 1
+    assert "leave --shard out" in capsys.readouterr().err

@@ -104,8 +104,8 @@ def _actors(ray: Any) -> tuple[dict[str, float], int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := sum(int(resources.get("GPU", 0)) for resources in nodes):
         return {"num_gpus": 1, "num_cpus": 0}, gpus
-    # A process takes all cores of its machine, but must leave Ray some for its own tasks.
-    return {"num_cpus": 0.5}, sum("CPU" in resources for resources in nodes)
+    # A process takes all cores of its machine; claimed, none would be left for Ray's own tasks.
+    return {"num_cpus": 0}, sum("CPU" in resources for resources in nodes)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ manifest has to name every picture once, and no process may have grown. NAMES is
 are planned, and found to be recorded, without being there, to see what memory they take.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -66,7 +67,9 @@ class Worker:
         done = self.recorded()
         if self.process.poll() is None:
             if done > self._pictures // 10:
-                self.memory.append(own_mib(self.process.pid))
+                # Of one that ends just now, there is nothing to see.
+                with contextlib.suppress(KeyError):
+                    self.memory.append(own_mib(self.process.pid))
             if self._kill_at and done >= self._kill_at[0]:
                 self.process.send_signal(signal.SIGKILL)
                 self.process.wait()
