@@ -10,16 +10,17 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
 from segmenter_jax.checkpoints.checksums import weights_digest
+from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.plan import Plan, planned_outputs
 from segmenter_jax.inference.predictor import Predictor, read_model
-from segmenter_jax.inference.ray_engine import Job, segment_on_ray
+from segmenter_jax.inference.ray_engine import Job, connect, segment_on_ray
 from segmenter_jax.inference.records import Records, gather, shard_name
 from segmenter_jax.inference.results import MISSING, SAVED, Results, Wanted
 from segmenter_jax.inference.run import Run
@@ -74,29 +75,23 @@ def _owned(folder: pathlib.Path, shard: Shard | None) -> contextlib.AbstractCont
 
 def _segment(arguments: argparse.Namespace, plan: Plan, folder: pathlib.Path) -> int:
     started, shard = time.monotonic(), arguments.shard
-    on_ray, protocol = arguments.engine == "ray", protocol_overrides(arguments)
-    if on_ray:
+    if arguments.engine == "ray":
         # The devices are for those who segment.
         jax.config.update("jax_platforms", "cpu")
     description, params = read_model(arguments.model)
-    weights, settings = weights_digest(params), InferenceSettings.of(description, **protocol)
+    weights = weights_digest(params)
+    settings = InferenceSettings.of(description, **protocol_overrides(arguments))
     wanted = Wanted(arguments.save, arguments.alpha, arguments.video)
+    # What is wrong with it has to show before anything is forgotten.
+    segment = _way(arguments, description, params, weights, wanted)
+    # Those on the devices are all that is needed from here on.
+    del params
     records = Records(folder, shard_name(*shard) if shard else "")
     results = Results(folder, plan, wanted, description, settings, weights, records)
     planned = len(plan)
     _keep_unfinished(plan, results, arguments.overwrite)
     results.start(plan)
-    outputs = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
-    if on_ray:
-        model = arguments.model if "://" in arguments.model else os.path.abspath(arguments.model)
-        job = Job(model, weights, protocol, wanted, outputs, pathlib.Path(os.path.abspath(folder)))
-        failed = segment_on_ray(job, plan, results, arguments.quiet) if plan else 0
-    else:
-        predictor = Predictor(description, params)
-        # Those on the devices are all that is needed from here on.
-        del params
-        run = Run(predictor, predictor.engine(**protocol), outputs, results, arguments.quiet)
-        failed = run.segment(plan)
+    failed = segment(plan, results)
 
     todo = len(plan)
     done, skipped = todo - failed, planned - todo
@@ -114,6 +109,26 @@ def _segment(arguments: argparse.Namespace, plan: Plan, folder: pathlib.Path) ->
             f"({settings.protocol()})"
         )
     return FAILED if failed else 0
+
+
+def _way(
+    arguments: argparse.Namespace,
+    description: ModelDescription,
+    params: Any,
+    weights: str,
+    wanted: Wanted,
+) -> Callable[[Plan, Results], int]:
+    """What segments and returns how much was skipped: this process, or a Ray cluster."""
+    protocol, quiet = protocol_overrides(arguments), arguments.quiet
+    outputs = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
+    if arguments.engine == "ray":
+        ray = connect()
+        model = arguments.model if "://" in arguments.model else os.path.abspath(arguments.model)
+        job = Job(model, weights, protocol, wanted, outputs)
+        return lambda plan, results: segment_on_ray(ray, job, plan, results, quiet)
+    predictor = Predictor(description, params)
+    engine = predictor.engine(**protocol)
+    return lambda plan, results: Run(predictor, engine, outputs, results, quiet).segment(plan)
 
 
 def _keep_unfinished(plan: Plan, results: Results, overwrite: bool) -> None:

@@ -180,5 +180,6 @@ def test_without_ray_it_is_said_what_to_install(model, photos, tmp_path, capsys,
     photo, out = photos / "00.png", tmp_path / "out"
     assert run(model, photo, "-o", out, "--engine", "ray") == 1
     assert 'pip install "segmenter_jax[ray]"' in capsys.readouterr().err
+    assert not out.exists()
     assert run(model, photo, "-o", out, "--engine", "ray", "--shard", "0/2") == 1
     assert "leave --shard out" in capsys.readouterr().err

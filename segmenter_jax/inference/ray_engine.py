@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -42,7 +43,6 @@ class Job:
       protocol: fields of `InferenceSettings` that differ from the model's own.
       wanted: what to make.
       outputs: maps to compute, see `SlidingWindow.predict`.
-      folder: of the results, which all machines see under this name.
     """
 
     model: str
@@ -50,22 +50,13 @@ class Job:
     protocol: Mapping[str, Any]
     wanted: Wanted
     outputs: tuple[str, ...]
-    folder: pathlib.Path
 
 
-def segment_on_ray(
-    job: Job, plan: Mapping[pathlib.Path, pathlib.PurePath], results: Results, quiet: bool
-) -> int:
-    """Segments all sources of a plan on the Ray cluster that this process is in, or on a local one.
-
-    Args:
-      job: see `Job`.
-      plan: sources, which all machines see under these names, and the names of their results.
-      results: gets the records.
-      quiet: show no progress.
+def connect() -> types.ModuleType:
+    """Joins the Ray cluster that this process is in, or starts one on this machine.
 
     Returns:
-      How many sources were skipped.
+      The module `ray`.
 
     Raises:
       ImportError: Ray is not installed.
@@ -78,13 +69,40 @@ def segment_on_ray(
     if not ray.is_initialized():
         ray.init()
     ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray
+
+
+def segment_on_ray(
+    ray: types.ModuleType,
+    job: Job,
+    plan: Mapping[pathlib.Path, pathlib.PurePath],
+    results: Results,
+    quiet: bool,
+) -> int:
+    """Segments all sources of a plan on a Ray cluster.
+
+    All machines see sources and results under the same names.
+
+    Args:
+      ray: see `connect`.
+      job: what every process has to know.
+      plan: sources, and the names of their results.
+      results: gets the records.
+      quiet: show no progress.
+
+    Returns:
+      How many sources were skipped.
+    """
+    if not plan:
+        return 0
+    folder = pathlib.Path(os.path.abspath(results.folder))
     options, count = _actors(ray)
     failed = 0
-    with _list_file(job.folder, plan) as offsets:
+    with _list_file(folder, plan) as offsets:
         number = len(offsets) - 1
         pieces = ray.data.range(number, override_num_blocks=number).map_batches(
             _Worker,
-            fn_constructor_args=(job, offsets),
+            fn_constructor_args=(job, folder, offsets),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count),
             scheduling_strategy="SPREAD",
@@ -99,7 +117,7 @@ def segment_on_ray(
     return int(failed)
 
 
-def _actors(ray: Any) -> tuple[dict[str, float], int]:
+def _actors(ray: types.ModuleType) -> tuple[dict[str, float], int]:
     """What each process needs of a machine, and how many there may be."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := sum(int(resources.get("GPU", 0)) for resources in nodes):
@@ -130,10 +148,10 @@ def _list_file(
 class _Worker:
     """A model in a process of the cluster."""
 
-    def __init__(self, job: Job, offsets: np.ndarray) -> None:
+    def __init__(self, job: Job, folder: pathlib.Path, offsets: np.ndarray) -> None:
         keep_freed_memory()
         prepare_compilation()
-        self._job, self._offsets = job, offsets
+        self._job, self._folder, self._offsets = job, folder, offsets
         description, params = read_model(job.model)
         if weights_digest(params) != job.weights:
             raise ValueError(f"{job.model}: is another model here than where the job began")
@@ -159,7 +177,7 @@ class _Worker:
         }
 
     def _read(self, piece: int) -> dict[pathlib.Path, pathlib.PurePath]:
-        with open(self._job.folder / _LIST, encoding="ascii") as file:
+        with open(self._folder / _LIST, encoding="ascii") as file:
             start, end = self._offsets[piece : piece + 2].tolist()
             file.seek(start)
             lines = map(json.loads, file.read(end - start).splitlines())
