@@ -52,6 +52,8 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
+        # Of one that goes on, the first tenth of its own work counts.
+        self._found = self.recorded()
         with open(f"{self._records.parent}.log", "a") as log:
             command = [sys.executable, "-m", "segmenter_jax.predict", *map(str, self._arguments)]
             self.process = subprocess.Popen(
@@ -66,7 +68,7 @@ class Worker:
         """Looks after the process; returns whether it has ended for good."""
         done = self.recorded()
         if self.process.poll() is None:
-            if done > self._pictures // 10:
+            if done > self._found + self._pictures // 10:
                 # Of one that ends just now, there is nothing to see.
                 with contextlib.suppress(KeyError):
                     self.memory.append(own_mib(self.process.pid))
