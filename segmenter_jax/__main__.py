@@ -5,6 +5,7 @@ COMMANDS = {
     "evaluate": "scores a model on a split of a dataset",
     "predict": "segments pictures, folders of them and videos",
     "demo": "serves a web page that segments the pictures given to it",
+    "manifest": "lists what predict made, one line for each source",
     "convert": "turns pretrained weights into a model directory, and back",
     "publish": "uploads a model with a model card to the Hugging Face hub",
     "export": "writes a model as StableHLO or ONNX files, for use without this package",

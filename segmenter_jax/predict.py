@@ -5,35 +5,25 @@ python -m segmenter_jax.predict MODEL photo.jpg folder/ clip.mp4 -o overlays/
 
 import argparse
 import collections
-import glob
+import contextlib
+import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from PIL import Image
-from tqdm import tqdm
+import jax
 
 from segmenter_jax.checkpoints.checksums import weights_digest
-from segmenter_jax.data.encoded import IMAGE_SUFFIXES
-from segmenter_jax.data.listing import describe_left_out, list_folder, list_pattern, printable
-from segmenter_jax.inference.merging import Maps
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.plan import Plan, planned_outputs
 from segmenter_jax.inference.predictor import Predictor, read_model
-from segmenter_jax.inference.results import (
-    MISSING,
-    SAVED,
-    Results,
-    Wanted,
-    is_result,
-    is_video,
-)
-from segmenter_jax.inference.sliding_window import SlidingWindow
-from segmenter_jax.pictures.video import (
-    VIDEO_SUFFIXES,
-    CutShortError,
-    declared_frames,
-    read_frames,
-)
+from segmenter_jax.inference.ray_engine import Job, connect, segment_on_ray
+from segmenter_jax.inference.records import Records, gather, shard_name
+from segmenter_jax.inference.results import MISSING, SAVED, Results, Wanted
+from segmenter_jax.inference.run import Run
 from segmenter_jax.runtime.command import (
     FAILED,
     add_protocol_flags,
@@ -41,206 +31,142 @@ from segmenter_jax.runtime.command import (
     run_command,
 )
 from segmenter_jax.runtime.compilation import prepare_compilation
-from segmenter_jax.runtime.errors import first_few, one_line
 from segmenter_jax.runtime.host import keep_freed_memory
-from segmenter_jax.runtime.ownership import sole_owner
+from segmenter_jax.runtime.ownership import part_owner, sole_owner
+from segmenter_jax.runtime.tables import align
+
+# Work that took longer ends with a table.
+_LONG_SECONDS = 60
+
+# Named in a message, of any number.
+_NAMED = 3
 
 
-def planned_outputs(inputs: Sequence[str]) -> dict[pathlib.Path, pathlib.PurePath]:
-    """What to read, and the name of its results without suffix, relative to the output folder.
-
-    Args:
-      inputs: files; folders, whose pictures and videos are taken by the rule of `data.listing` and
-        mirrored; and patterns such as "photos/**/*.jpg", mirrored below their fixed part.
-
-    Returns:
-      A mapping in the order of the inputs, folders and matches sorted.
-
-    Raises:
-      ValueError: an input does not exist or matches nothing, a folder has no pictures but results
-        of earlier runs, which are left out, or two files would have the same results.
-    """
-    found: dict[pathlib.Path, pathlib.PurePath] = {}
-    for name in inputs:
-        found |= _without_results(name, _expand(name))
-    stems = collections.Counter(relative.with_suffix("") for relative in found.values())
-    planned = {}
-    for path, relative in found.items():
-        stem = relative.with_suffix("")
-        if stems[stem] > 1:
-            stem = stem.with_name(f"{stem.name}_{relative.suffix[1:]}")
-        planned[path] = stem
-    taken: dict[pathlib.PurePath, pathlib.Path] = {}
-    for path, stem in planned.items():
-        if stem in taken:
-            raise ValueError(f"{taken[stem]} and {path} would both write {stem}")
-        taken[stem] = path
-    return planned
-
-
-def _expand(name: str) -> dict[pathlib.Path, pathlib.PurePath]:
-    """Files of one input, and their paths below it; says what was left out."""
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir():
-        found, problem = list_folder(path), "no pictures in this folder"
-    elif path.exists():
-        return {path: pathlib.PurePath(path.name)}
-    elif glob.has_magic(name):
-        found, problem = list_pattern(path), "no pictures match"
-    else:
-        raise ValueError(f"{name}: no such file or folder")
-    found.keep(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-    left_out = describe_left_out(found.left_out)
-    if not found.files:
-        raise ValueError(f"{name}: {problem}" + (f"; left out: {left_out}" if left_out else ""))
-    if left_out:
-        print(f"{printable(name)}: left out: {left_out}", file=sys.stderr)
-    return {place: pathlib.PurePath(below) for below, place in found.files.items()}
-
-
-def _without_results(
-    name: str, found: dict[pathlib.Path, pathlib.PurePath]
-) -> dict[pathlib.Path, pathlib.PurePath]:
-    kept = {path: below for path, below in found.items() if not is_result(path, below)}
-    if results := len(found) - len(kept):
-        if not kept:
-            raise ValueError(f"{name}: no pictures but {results} results of earlier runs")
-        print(f"{name}: left out: {results} results of earlier runs", file=sys.stderr)
-    return kept
-
-
-class _Run:
-    """Segments inputs and writes their results; a bad input is reported and skipped.
+class Shard(NamedTuple):
+    """One of the parts that the inputs are in.
 
     Attributes:
-      failed: inputs that were skipped.
+      index: from 0.
+      count: of the parts.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        engine: SlidingWindow,
-        outputs: tuple[str, ...],
-        results: Results,
-    ):
-        self._predictor, self._engine, self._outputs = predictor, engine, outputs
-        self._results = results
-        self.failed: list[pathlib.Path] = []
-
-    def segment_pictures(self, paths: Sequence[pathlib.Path]) -> None:
-        """Segments pictures, several in a batch."""
-        bar = tqdm(total=len(paths), unit="image", disable=None)
-
-        def examples() -> Iterator[dict[str, Any]]:
-            for path in paths:
-                try:
-                    image = self._predictor.read(path)
-                    self._engine.check(image)
-                except (ValueError, OSError) as error:
-                    self._report(path, error)
-                    bar.update()
-                else:
-                    yield {"image": image, "path": path}
-
-        with bar:
-            for example, maps in self._predict(examples()):
-                self._results.write_picture(example["path"], example["image"], maps)
-                self._results.finish(example["path"])
-                bar.update()
-
-    def segment_video(self, path: pathlib.Path) -> None:
-        """Segments a video, several frames in a batch."""
-        missing: list[CutShortError] = []
-
-        def examples() -> Iterator[dict[str, Any]]:
-            try:
-                for frame in read_frames(path):
-                    image = self._predictor.read(Image.fromarray(frame.image))
-                    yield {"image": image, "frame": frame._replace(image=image)}
-            except CutShortError as error:
-                # Those that are there are results all the same.
-                missing.append(error)
-
-        try:
-            total = declared_frames(path) or None
-            results = self._predict(examples())
-            with tqdm(results, total=total, unit="frame", desc=path.name, disable=None) as bar:
-                frames = ((example["frame"], maps) for example, maps in bar)
-                self._results.write_video(path, frames)
-        except (ValueError, OSError) as error:
-            self._report(path, error)
-            return
-        if missing:
-            self._report(path, missing[0], "incomplete")
-        else:
-            self._results.finish(path)
-
-    def _predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Maps]]:
-        return self._engine.predict(self._predictor.params, examples, self._outputs)
-
-    def _report(self, path: pathlib.Path, error: Exception, what: str = "skipped") -> None:
-        self.failed.append(path)
-        message = one_line(error)
-        text = message if str(path) in message else f"{path}: {message}"
-        tqdm.write(f"{what}: {text}", file=sys.stderr)
+    index: int
+    count: int
 
 
 def _command(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     prepare_compilation()
-    planned = planned_outputs(arguments.inputs)
+    if arguments.shard and arguments.engine == "ray":
+        raise ValueError("--engine ray shares the work out itself: leave --shard out")
+    plan = planned_outputs(arguments.inputs)
+    if arguments.shard:
+        plan.keep_shard(*arguments.shard)
     folder = pathlib.Path(arguments.output).expanduser()
-    with sole_owner(folder):
-        return _segment(arguments, planned, folder)
+    with _owned(folder, arguments.shard):
+        return _segment(arguments, plan, folder)
 
 
-def _segment(
-    arguments: argparse.Namespace,
-    planned: dict[pathlib.Path, pathlib.PurePath],
-    folder: pathlib.Path,
-) -> int:
+def _owned(folder: pathlib.Path, shard: Shard | None) -> contextlib.AbstractContextManager:
+    if shard is None:
+        return sole_owner(folder)
+    return part_owner(folder, *shard, enter=lambda: gather(folder, shard.count))
+
+
+def _segment(arguments: argparse.Namespace, plan: Plan, folder: pathlib.Path) -> int:
+    started, shard = time.monotonic(), arguments.shard
+    if arguments.engine == "ray":
+        # The devices are for those who segment.
+        jax.config.update("jax_platforms", "cpu")
     description, params = read_model(arguments.model)
-    weights, predictor = weights_digest(params), Predictor(description, params)
+    weights = weights_digest(params)
+    settings = InferenceSettings.of(description, **protocol_overrides(arguments))
+    wanted = Wanted(arguments.save, arguments.alpha, arguments.video)
+    # What is wrong with it has to show before anything is forgotten.
+    segment = _way(arguments, description, params, weights, wanted)
     # Those on the devices are all that is needed from here on.
     del params
-    engine = predictor.engine(**protocol_overrides(arguments))
-    wanted = Wanted(arguments.save, arguments.alpha, arguments.video)
-    results = Results(folder, planned, wanted, predictor, engine.settings, weights)
-    reasons = {path: results.unfinished(path) for path in planned}
-    todo = [path for path in planned if arguments.overwrite or reasons[path]]
-    if not arguments.overwrite:
-        _say_made_again(folder, reasons)
-    results.start(todo)
-    outputs = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
-    run = _Run(predictor, engine, outputs, results)
-    if pictures := [path for path in todo if not is_video(path)]:
-        run.segment_pictures(pictures)
-    for path in filter(is_video, todo):
-        run.segment_video(path)
+    records = Records(folder, shard_name(*shard) if shard else "")
+    results = Results(folder, plan, wanted, description, settings, weights, records)
+    planned = len(plan)
+    _keep_unfinished(plan, results, arguments.overwrite)
+    results.start(plan)
+    failed = segment(plan, results)
 
-    done, skipped = len(todo) - len(run.failed), len(planned) - len(todo)
-    if done or (skipped and not results.has_legend()):
+    todo = len(plan)
+    done, skipped = todo - failed, planned - todo
+    # Of several shards one writes what is common, with what the others may see.
+    if (done or (skipped and not results.has_legend())) and not (shard and shard.index):
         # The classes of results that were there already are not known.
-        results.write_legend(everything=skipped > 0)
-    before = f", {skipped} were there already" if skipped else ""
-    print(
-        f"{done} of {len(todo)} files segmented into {results.folder}{before} "
-        f"({engine.settings.protocol()})"
-    )
-    return FAILED if run.failed else 0
+        results.write_legend(everything=skipped > 0 or shard is not None)
+    if not arguments.quiet:
+        if (seconds := time.monotonic() - started) > _LONG_SECONDS:
+            print("\n".join(align(results.facts.table())))
+            print(f"{done / seconds:.3g} files/s in {seconds:.0f} s")
+        before = f", {skipped} were there already" if skipped else ""
+        print(
+            f"{done} of {todo} files segmented into {results.folder}{before} "
+            f"({settings.protocol()})"
+        )
+    return FAILED if failed else 0
 
 
-def _say_made_again(folder: pathlib.Path, reasons: Mapping[pathlib.Path, str | None]) -> None:
-    """Says of which inputs the results are made again though they are there, and why."""
-    by_reason = collections.defaultdict(list)
-    for path, reason in reasons.items():
-        by_reason[reason].append(path)
-    for reason, paths in by_reason.items():
+def _way(
+    arguments: argparse.Namespace,
+    description: ModelDescription,
+    params: Any,
+    weights: str,
+    wanted: Wanted,
+) -> Callable[[Plan, Results], int]:
+    """What segments and returns how much was skipped: this process, or a Ray cluster."""
+    protocol, quiet = protocol_overrides(arguments), arguments.quiet
+    outputs = ("ids", "confidence") if "confidence" in arguments.save else ("ids",)
+    if arguments.engine == "ray":
+        ray = connect()
+        model = arguments.model if "://" in arguments.model else os.path.abspath(arguments.model)
+        job = Job(model, weights, protocol, wanted, outputs)
+        return lambda plan, results: segment_on_ray(ray, job, plan, results, quiet)
+    predictor = Predictor(description, params)
+    engine = predictor.engine(**protocol)
+    return lambda plan, results: Run(predictor, engine, outputs, results, quiet).segment(plan)
+
+
+def _keep_unfinished(plan: Plan, results: Results, overwrite: bool) -> None:
+    """Keeps what has to be made; says why of results that are there."""
+    counts: collections.Counter[str] = collections.Counter()
+    examples = collections.defaultdict(list)
+
+    def has_to_be_made(path: pathlib.Path) -> bool:
+        try:
+            reason = results.unfinished(path)
+        except OSError:
+            # Reading it will say why.
+            return True
         if reason not in (None, MISSING):
-            print(
-                f"made again: {first_few(paths, 3)}: results in {folder} were {reason}",
-                file=sys.stderr,
-            )
+            counts[reason] += 1
+            if len(examples[reason]) < _NAMED:
+                examples[reason].append(path)
+        return reason is not None
+
+    if overwrite:
+        return
+    plan.keep(has_to_be_made)
+    for reason, count in counts.items():
+        named = ", ".join(map(str, examples[reason]))
+        more = f", and {count - _NAMED} more" if count > _NAMED else ""
+        print(
+            f"made again: {named}{more}: results in {results.folder} were {reason}",
+            file=sys.stderr,
+        )
+
+
+def _shard(text: str) -> Shard:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a shard i/n with i in 0..n-1, such as 0/4 to 3/4"
+        )
+    return Shard(int(index), int(count))
 
 
 def _saved_list(text: str) -> tuple[str, ...]:
@@ -282,6 +208,21 @@ def _parser() -> argparse.ArgumentParser:
         help="format of written videos; default: .gif for a GIF, else .mp4",
     )
     parser.add_argument("--overwrite", action="store_true", help="also make what is finished")
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="only the I-th of N parts of the inputs, from 0/N; parts may run at the same time",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="ray: on all machines of a Ray cluster, which see the same files; default: here",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no progress and no summary, only what went wrong"
+    )
     add_protocol_flags(parser)
     return parser
 

@@ -16,7 +16,10 @@ SHELLCHECK = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent
 )
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
-SCRIPTS = ("gpu_report.sh", "local_processes.sh", "slurm.sbatch", "tpu_vm.sh")
+SCRIPTS = (
+    *("gpu_report.sh", "local_processes.sh", "predict_array.sbatch", "slurm.sbatch"),
+    "tpu_vm.sh",
+)
 RUN = ["--config=quickstart", "--workdir=runs/it's here"]
 TPU = {"NAME": "slice", "ZONE": "europe-west4-b", "ACCELERATOR": "v5litepod-16"}
 MAIN = ["-m", "segmenter_jax.main"]
@@ -143,6 +146,16 @@ esac
 def test_slurm_starts_one_step():
     (command,) = dry_run("slurm.sbatch", *RUN, PYTHON="python3")
     assert command == ["srun", "python3", *MAIN, "--interrupted_code=75", *RUN]
+
+
+def test_tasks_of_an_array_segment_a_shard_each():
+    inputs = ["runs/m", "photos", "-o", "it's here"]
+    task = {"PYTHON": "python3", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    (command,) = dry_run("predict_array.sbatch", *inputs, **task)
+    assert command == ["python3", "-m", "segmenter_jax.predict", *inputs, "--shard=3/4"]
+    # Some of them once more.
+    (command,) = dry_run("predict_array.sbatch", *inputs, **task, SHARDS="32")
+    assert command[-1] == "--shard=3/32"
 
 
 def test_tpu_slice_is_made_again_after_a_preemption():

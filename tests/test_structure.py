@@ -24,8 +24,8 @@ ROOMS = (
     ("benchmark",),
 )
 COMMANDS = {
-    *("convert", "demo", "evaluate", "export", "main", "predict", "prepare_data", "publish"),
-    "visualize",
+    *("convert", "demo", "evaluate", "export", "main", "manifest", "predict", "prepare_data"),
+    *("publish", "visualize"),
 }
 MAX_LINES = 320
 

@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import glob
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from segmenter_jax.runtime.errors import DataError, first_few
@@ -39,11 +39,7 @@ class Found:
 
     def keep(self, suffixes: Sequence[str]) -> None:
         """Leaves out files with other suffixes than these, which are in lower case."""
-        for path in [path for path in self.files if not path.lower().endswith(tuple(suffixes))]:
-            del self.files[path]
-            suffix = PurePosixPath(path).suffix.lower()
-            reason = f"not read ({suffix or 'no suffix'})"
-            self.left_out.setdefault(reason, []).append(path)
+        self.files = dict(only(self.files.items(), suffixes, self.left_out))
 
 
 def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> str:
@@ -80,14 +76,38 @@ def list_folder(
       DataError: there are more files than `max_files`.
     """
     found = Found()
-    walk = _Walk(found, frozenset(asked), max_files)
-    walk.add(Path(root), "", (os.path.realpath(root),), depth)
+    walk = _Walk(found.left_out, frozenset(asked), found.folders)
+    for path, place in walk.files(Path(root), "", (os.path.realpath(root),), depth):
+        found.files[path] = place
+        if max_files is not None and len(found.files) > max_files:
+            raise DataError(
+                f"{place.parent}: over {max_files} files; give the folder that is meant"
+            )
     found.files = dict(sorted(found.files.items()))
+    for paths in found.left_out.values():
+        paths.sort()
     return found
 
 
-def list_pattern(pattern: Path) -> Found:
-    """Lists the files that match a pattern of `glob`, by the rule of `list_folder`.
+def iter_folder(
+    root: Path, left_out: dict[str, list[str]], *, depth: int | None = None, asked: Collection = ()
+) -> Iterator[tuple[str, Path]]:
+    """Files of `list_folder` one after the other, unsorted: however many, they take no memory.
+
+    Args:
+      root, depth, asked: see `list_folder`.
+      left_out: gets paths by the reason for which they do not count.
+
+    Yields:
+      Paths below the folder, with "/", and places.
+    """
+    yield from _Walk(left_out, frozenset(asked)).files(
+        Path(root), "", (os.path.realpath(root),), depth
+    )
+
+
+def iter_pattern(pattern: Path) -> Iterator[tuple[str, Path]]:
+    """Files that match a pattern of `glob`, by the rule of `list_folder`, unsorted.
 
     Hidden names count only where the pattern spells them out. Paths are those below the folder in
     which the pattern's first wildcard stands.
@@ -95,39 +115,54 @@ def list_pattern(pattern: Path) -> Found:
     root = next(parent for parent in pattern.parents if parent.is_dir())
     wanted = pattern.relative_to(root).parts
     asked = [part for part in wanted if not glob.has_magic(part) or part.startswith(".")]
-    found = list_folder(root, depth=None if "**" in wanted else len(wanted), asked=asked)
-    for path in [path for path in found.files if not _matches(path.split("/"), wanted)]:
-        del found.files[path]
-    return Found(found.files)
+    depth = None if "**" in wanted else len(wanted)
+    for path, place in iter_folder(root, {}, depth=depth, asked=asked):
+        if _matches(path.split("/"), wanted):
+            yield path, place
+
+
+def only(
+    files: Iterable[tuple[str, Path]], suffixes: Sequence[str], left_out: dict[str, list[str]]
+) -> Iterator[tuple[str, Path]]:
+    """Leaves out files with other suffixes than these, which are in lower case."""
+    for path, place in files:
+        if path.lower().endswith(tuple(suffixes)):
+            yield path, place
+        else:
+            suffix = PurePosixPath(path).suffix.lower()
+            left_out.setdefault(f"not read ({suffix or 'no suffix'})", []).append(path)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Walk:
-    """Fills `found`; see `list_folder`."""
+    """Walks through folders; see `list_folder`."""
 
-    found: Found
+    left_out: dict[str, list[str]]
     asked: frozenset[str]
-    max_files: int | None
+    folders: set[str] | None = None
 
-    def add(self, folder: Path, below: str, chain: tuple[str, ...], depth: int | None) -> None:
-        """Adds a folder: its path below the root, real places from the root to it, levels left."""
+    def files(
+        self, folder: Path, below: str, chain: tuple[str, ...], depth: int | None
+    ) -> Iterator[tuple[str, Path]]:
+        """Files of a folder: its path below the root, real places from there, levels left."""
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = os.scandir(folder)
         except OSError as error:
             reason = f"unreadable ({error.strerror})"
-            self.found.left_out.setdefault(reason, []).append(below or ".")
+            self.left_out.setdefault(reason, []).append(below or ".")
             return
-        self.found.folders.add(below or ".")
-        for entry in entries:
-            path, place = f"{below}/{entry.name}" if below else entry.name, Path(entry.path)
-            if reason := self._reason(entry, chain):
-                self.found.left_out.setdefault(reason, []).append(path)
-            elif os.path.isfile(place):
-                self.found.files[path] = place
-            elif depth is None or depth > 1:
-                self.add(place, path, (*chain, os.path.realpath(place)), depth and depth - 1)
-        if self.max_files is not None and len(self.found.files) > self.max_files:
-            raise DataError(f"{folder}: over {self.max_files} files; give the folder that is meant")
+        if self.folders is not None:
+            self.folders.add(below or ".")
+        with entries:
+            for entry in entries:
+                path, place = f"{below}/{entry.name}" if below else entry.name, Path(entry.path)
+                if reason := self._reason(entry, chain):
+                    self.left_out.setdefault(reason, []).append(path)
+                elif os.path.isfile(place):
+                    yield path, place
+                elif depth is None or depth > 1:
+                    inner = (*chain, os.path.realpath(place))
+                    yield from self.files(place, path, inner, depth and depth - 1)
 
     def _reason(self, entry: os.DirEntry, chain: tuple[str, ...]) -> str | None:
         """Why something does not count, if it does not."""

@@ -3,17 +3,29 @@
 A line of JSON is added for each result once it is whole. One document, written whole for each
 picture, would cost the square of their number, and a file beside each result would double the
 files. A line that a killed process left torn counts for nothing: its result is made again.
+
+Shards that write to one folder at the same time have a file each. It goes before the common one,
+which they only read: what a shard makes again it first says to be forgotten, in its own. Whoever
+comes with another number of shards first gathers all in the common file.
 """
 
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from segmenter_jax.runtime.files import naming, write_whole
 
 RECORDS_FILE = "results.jsonl"
+
+# Fields of a line that hold for the source, whatever kinds of results it has.
+_OF_SOURCE = (
+    *("source", "bytes", "modified", "height", "width", "frames"),
+    *("classes", "confidence", "seconds", "error"),
+)
 
 Record = dict[str, Any]
 
@@ -25,45 +37,174 @@ def source_record(path: pathlib.Path) -> Record:
     return {"source": os.path.abspath(path), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
 
 
+def failure(path: pathlib.Path, message: str) -> Record:
+    """The record of a source that has no results."""
+    try:
+        source = source_record(path)
+    except OSError:
+        source = {"source": os.path.abspath(path)}
+    return source | {"error": message}
+
+
+def shard_name(index: int, count: int) -> str:
+    """Name of one of the shards that write to a folder."""
+    return f"{index}-of-{count}"
+
+
 class Records:
     """Records of the results in a folder, by the field "result": a path below the folder.
 
-    The folder has one owner as long as this is used.
+    The folder, or the shard of it, has one owner as long as this is used. All but one line at a
+    time is kept on disk.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        """Reads the records of a folder, which need not have any."""
-        self._file = folder / RECORDS_FILE
-        self._records: dict[str, Record] = {}
-        if self._file.exists():
-            for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
-                self._take(line)
+    def __init__(self, folder: pathlib.Path, shard: str = "") -> None:
+        """Reads the records of a folder, which need not have any.
+
+        Args:
+          folder: of the results.
+          shard: whose lines are written, see `shard_name`; none are those of all.
+        """
+        self._shard, self._lines = shard, _Lines()
+        self._common, self._file = folder / RECORDS_FILE, _file(folder, shard)
+        if not shard:
+            gather(folder)
+        for file in dict.fromkeys((self._common, self._file)):
+            self._lines.read(file, own=file == self._file)
 
     def find(self, result: str) -> Record | None:
         """The record of a result."""
-        return self._records.get(result)
+        return self._lines.find(result)
 
-    def forget(self, results: Iterable[str]) -> None:
-        """Removes records, before their results are touched; the file exists from then on."""
-        for result in results:
-            self._records.pop(result, None)
-        with write_whole(self._file) as part:
-            part.write_text("".join(map(_line, self._records.values())), encoding="utf-8")
+    def forget(self, results: Iterable[str], failed: Iterable[pathlib.Path] = ()) -> None:
+        """Removes records, before their results are touched; `RECORDS_FILE` exists from then on.
+
+        Args:
+          results: to be made again.
+          failed: sources to be tried again.
+        """
+        keys = itertools.chain(results, (_failed(os.path.abspath(path)) for path in failed))
+        self._lines.forget(keys, hide=bool(self._shard))
+        self._lines.write(self._file)
+        # By which a folder of results is known.
+        self._common.touch()
 
     def add(self, records: Iterable[Record]) -> None:
-        """Adds records of results that are whole."""
-        records = list(records)
-        self._records |= {record["result"]: record for record in records}
+        """Adds records of results that are whole, and failures."""
+        lines = "".join(map(_line, records))
         with naming(self._file), open(self._file, "a", encoding="utf-8") as file:
-            file.write("".join(map(_line, records)))
+            file.write(lines)
 
-    def _take(self, line: str) -> None:
+
+def gather(folder: pathlib.Path, count: int | None = None) -> None:
+    """Brings the records of shards into the common file, while none of them is at work.
+
+    Args:
+      folder: of the results.
+      count: leave shards of this number alone.
+    """
+    files = [file for file in _shard_files(folder) if not file.stem.endswith(f"-of-{count}")]
+    if files:
+        lines = _Lines()
+        for file in (folder / RECORDS_FILE, *files):
+            lines.read(file, own=True)
+        lines.write(folder / RECORDS_FILE, hidden=False)
+    for file in files:
+        file.unlink()
+
+
+def manifest(folder: pathlib.Path) -> Iterator[Record]:
+    """One entry for each source of the results in a folder, whichever shards made them.
+
+    Yields:
+      Sources in order, each with its `bytes`, time of change, `height`, `width`, `frames` of a
+      video, `classes` with their shares of the pixels, mean `confidence`, `seconds`, `error` and
+      `results`; what is not known is None.
+    """
+    lines = _Lines()
+    for file in (folder / RECORDS_FILE, *_shard_files(folder)):
+        lines.read(file, own=True)
+    for _, records in itertools.groupby(lines.by_source(), lambda record: record["source"]):
+        entry = dict.fromkeys(_OF_SOURCE) | {"results": []}
+        for record in records:
+            entry |= {name: record[name] for name in _OF_SOURCE if name in record}
+            entry["results"] += [record["result"]] if "result" in record else []
+        yield entry
+
+
+class _Lines:
+    """Lines by what they record, the last of each, in a private file on disk."""
+
+    def __init__(self) -> None:
+        self._base = sqlite3.connect("", isolation_level=None)
+        self._base.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; "
+            "CREATE TABLE lines (key PRIMARY KEY, own, source, line) WITHOUT ROWID; BEGIN"
+        )
+
+    def read(self, file: pathlib.Path, own: bool) -> None:
+        if not file.exists():
+            return
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            rows = ((_key(r), own, _ascii(r.get("source")), _line(r)) for r in _parsed(lines))
+            self._base.executemany("REPLACE INTO lines VALUES (?, ?, ?, ?)", rows)
+
+    def find(self, key: str) -> Record | None:
+        query = "SELECT line FROM lines WHERE key = ? AND source != 'null'"
+        row = self._base.execute(query, (_ascii(key),)).fetchone()
+        return row and json.loads(row[0])
+
+    def forget(self, keys: Iterable[str], hide: bool) -> None:
+        """Removes lines, or puts such in their place that hide them in files read before."""
+        if not hide:
+            self._base.executemany("DELETE FROM lines WHERE key = ?", ((_ascii(k),) for k in keys))
+            return
+        self._base.executemany(
+            "UPDATE lines SET own = 1, source = 'null', line = ? WHERE key = ?",
+            ((_line({"result": key}), _ascii(key)) for key in keys),
+        )
+
+    def write(self, file: pathlib.Path, hidden: bool = True) -> None:
+        query = "SELECT line FROM lines WHERE own AND (? OR source != 'null')"
+        with write_whole(file) as part, open(part, "w", encoding="utf-8") as lines:
+            lines.writelines(row[0] for row in self._base.execute(query, (hidden,)))
+
+    def by_source(self) -> Iterator[Record]:
+        query = "SELECT line FROM lines WHERE source != 'null' ORDER BY source, key"
+        return (json.loads(row[0]) for row in self._base.execute(query))
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[Record]:
+    for line in lines:
         try:
             record = json.loads(line)
-            self._records[record["result"]] = record
+            _key(record)
         except (ValueError, LookupError, TypeError):
-            pass
+            continue
+        yield record
+
+
+def _failed(source: str) -> str:
+    """Key of a failure: no path of a result begins with one."""
+    return f"/{source}"
+
+
+def _key(record: Record) -> str:
+    return _ascii(record["result"] if "result" in record else _failed(record["source"]))
+
+
+def _ascii(text: str | None) -> str:
+    """Names may hold what no letter stands for."""
+    return json.dumps(text)
 
 
 def _line(record: Record) -> str:
     return json.dumps(record) + "\n"
+
+
+def _file(folder: pathlib.Path, shard: str) -> pathlib.Path:
+    return folder / (f"results.{shard}.jsonl" if shard else RECORDS_FILE)
+
+
+def _shard_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(folder.glob("results.*-of-*.jsonl"))

@@ -6,14 +6,16 @@ import hashlib
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.inference.facts import Facts
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.merging import Maps
-from segmenter_jax.inference.predictor import Predictor
-from segmenter_jax.inference.records import RECORDS_FILE, Record, Records, source_record
+from segmenter_jax.inference.records import RECORDS_FILE, Record, Records, failure, source_record
 from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame, write_video
@@ -60,6 +62,13 @@ class Wanted:
     video_suffix: str | None
 
 
+class Recorder(Protocol):
+    """What takes records of finished results; see `Records`."""
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Adds records."""
+
+
 class Results:
     """Writes the results of one input after the other, and remembers the classes seen.
 
@@ -73,9 +82,10 @@ class Results:
         folder: pathlib.Path,
         planned: Mapping[pathlib.Path, pathlib.PurePath],
         wanted: Wanted,
-        predictor: Predictor,
+        description: ModelDescription,
         settings: InferenceSettings,
         weights: str,
+        records: Recorder | None = None,
     ):
         """Reads what is finished.
 
@@ -83,44 +93,71 @@ class Results:
           folder: of the results; has one owner as long as this is used.
           planned: inputs, and the names of their results without suffix, relative to the folder.
           wanted: what to write.
-          predictor, settings: make the results.
+          description, settings: of the model that makes the results.
           weights: tells the parameters from others; see `checkpoints.checksums.weights_digest`.
+          records: of the folder; None reads them. What only takes records serves who only writes.
         """
         self.folder, self._planned, self._wanted = folder, planned, wanted
-        self._predictor = predictor
-        self._seen = np.zeros(len(predictor.classes), bool)
-        self._records = Records(folder)
+        self._description = d = description
+        self.facts = Facts(d.classes)
+        self._records = Records(folder) if records is None else records
         protocol = dataclasses.asdict(settings) | {"scales": list(settings.scales)}
         # Of no influence.
         del protocol["batch_size"]
-        d = predictor.description
         model = repr((weights, d.model, d.classes, d.colors, d.mean, d.std))
         digest = hashlib.sha256(model.encode()).hexdigest()
         self._made_by = {"model": digest, "protocol": protocol}
-        # Before anything is read: what changes meanwhile is made again next time.
-        self._expected = {path: self._expected_records(path) for path in planned}
+        # Of what is being made only.
+        self._begun: dict[pathlib.Path, tuple[list[Record], Facts]] = {}
 
     def unfinished(self, path: pathlib.Path) -> str | None:
-        """Why the results of an input have to be made; None if all are there and hold."""
+        """Why the results of an input have to be made; None if all are there and hold.
+
+        Raises:
+          OSError: the input is gone.
+        """
         reasons = set()
-        for record in self._expected[path]:
+        for record in self._expected_records(path):
             found = self._records.find(record["result"])
             if not (self.folder / record["result"]).exists():
                 reasons.add(MISSING)
-            elif found != record:
+            elif found is None or record != {name: found.get(name) for name in record}:
                 reasons.add(_difference(found, record))
         return "; ".join(sorted(reasons - {MISSING}) or reasons) or None
 
-    def start(self, paths: Sequence[pathlib.Path]) -> None:
+    def start(self, paths: Iterable[pathlib.Path]) -> None:
         """Forgets what is recorded of inputs whose results are to be made."""
-        self._records.forget(r["result"] for path in paths for r in self._expected[path])
+        targets = (self._result(kind, path) for path in paths for kind in self._wanted.kinds)
+        self._records.forget(targets, failed=paths)
 
-    def finish(self, path: pathlib.Path) -> None:
-        """Records that the results of an input were written."""
-        self._records.add(self._expected[path])
+    def begin(self, path: pathlib.Path) -> None:
+        """Notes what an input is before it is read: what changes meanwhile is made again next time.
+
+        Raises:
+          OSError: it is gone.
+        """
+        self._begun[path] = (self._expected_records(path), Facts(self._description.classes))
+
+    def finish(self, path: pathlib.Path, seconds: float | None = None) -> None:
+        """Records that the results of an input were written, and what they show."""
+        records, facts = self._begun.pop(path)
+        self.facts.include(facts.counts())
+        found = facts.record() | {"seconds": seconds}
+        self._records.add(record | found for record in records)
+
+    def take(self, records: Iterable[Record], seen: Sequence[Sequence[int]]) -> None:
+        """Records what another process has made, and what it saw; see `Facts.counts`."""
+        self.facts.include(seen)
+        self._records.add(records)
+
+    def fail(self, path: pathlib.Path, message: str) -> None:
+        """Records why an input has no results."""
+        self._begun.pop(path, None)
+        self._records.add([failure(path, message)])
 
     def write_picture(self, path: pathlib.Path, image: np.ndarray, maps: Maps) -> None:
         """Writes all results of a picture."""
+        self._begun[path][1].add(maps)
         for kind in self._wanted.kinds:
             with write_whole(self._target(kind, path)) as part:
                 self._render(kind, image, maps).save(part, quality=92)
@@ -137,6 +174,7 @@ class Results:
                 folder.mkdir(parents=True)
             with write_video(clip) if clip else contextlib.nullcontext() as append:
                 for number, (frame, maps) in enumerate(frames):
+                    self._begun[path][1].add(maps, is_frame=True)
                     if append:
                         picture = self._render("overlay", frame.image, maps)
                         append(frame._replace(image=np.asarray(picture)))
@@ -150,18 +188,17 @@ class Results:
 
     def write_legend(self, everything: bool) -> None:
         """Writes the legend of the classes seen, or of all classes."""
-        present = np.flatnonzero(self._seen | everything).tolist()
-        predictor, columns = self._predictor, 1 + len(present) // 30
+        present = np.flatnonzero((self.facts.pixels > 0) | everything).tolist()
+        d, columns = self._description, 1 + len(present) // 30
         with write_whole(self.folder / _LEGEND) as part:
-            legend(present, predictor.classes, predictor.colors, columns).save(part)
+            legend(present, d.classes, d.colors, columns).save(part)
 
     def has_legend(self) -> bool:
         """Whether there is a legend."""
         return (self.folder / _LEGEND).exists()
 
     def _render(self, kind: str, image: np.ndarray, maps: Maps) -> Image.Image:
-        ids, colors = maps["ids"], self._predictor.colors
-        self._seen[np.unique(ids)] = True
+        ids, colors = maps["ids"], self._description.colors
         if kind == "overlay":
             return Image.fromarray(overlay(image, ids, colors, self._wanted.alpha))
         if kind == "ids":
@@ -171,6 +208,10 @@ class Results:
         return grey_image(maps["confidence"])
 
     def _target(self, kind: str, path: pathlib.Path) -> pathlib.Path:
+        return self.folder / self._result(kind, path)
+
+    def _result(self, kind: str, path: pathlib.Path) -> str:
+        """A result's path below the folder."""
         stem = self._planned[path]
         if not is_video(path):
             suffix = ".jpg" if kind == "overlay" else ".png"
@@ -179,12 +220,12 @@ class Results:
             suffix = self._wanted.video_suffix or own
         else:
             suffix = ""
-        return self.folder / kind / stem.with_name(stem.name + suffix)
+        return f"{kind}/{stem.with_name(stem.name + suffix).as_posix()}"
 
     def _expected_records(self, path: pathlib.Path) -> list[Record]:
         source = source_record(path) | self._made_by
         return [
-            {"result": self._target(kind, path).relative_to(self.folder).as_posix()}
+            {"result": self._result(kind, path)}
             | source
             | ({"alpha": self._wanted.alpha} if kind == "overlay" else {})
             for kind in self._wanted.kinds

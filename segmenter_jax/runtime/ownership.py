@@ -1,10 +1,10 @@
-"""One owner at a time of a folder that a command writes to."""
+"""One owner at a time of a folder that a command writes to, or of each part of it."""
 
 import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import filelock
 from etils import epath
@@ -16,6 +16,9 @@ _LOCK = ".lock"
 
 # Covers an owner that is about to leave, and one that has not said its name yet.
 _PATIENCE_SECONDS = 1.0
+
+# Of parts that come at the same time, one of which brings order to the folder.
+_ENTRY = ".entry.lock"
 
 # A file system without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -54,12 +57,53 @@ def sole_owner(
     place.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder, file, wait):
+            _refuse_parts(folder, None)
             yield
     finally:
         # Ends at the first that holds something.
         with contextlib.suppress(OSError):
             for path in made:
                 os.rmdir(path)
+
+
+@contextlib.contextmanager
+def part_owner(
+    folder: os.PathLike | str, index: int, count: int, enter: Callable[[], None]
+) -> Iterator[None]:
+    """As `sole_owner` for one of several parts of a folder, which may have an owner each.
+
+    Args:
+      folder: made, with its parents, where it is missing.
+      index: of the part, from 0.
+      count: of the parts that the folder is in.
+      enter: called while no other part enters, and none of another count is owned.
+
+    Raises:
+      InUseError: another process owns the part, the folder, or a part where it is in others.
+    """
+    folder = absolute(folder)
+    if not is_local(folder):
+        enter()
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as own, contextlib.ExitStack() as entry:
+        entry.enter_context(_locked(folder, folder / _ENTRY, wait=True))
+        entry.enter_context(_locked(folder, folder / _LOCK, wait=False))
+        _refuse_parts(folder, count)
+        part = folder / f".{index}-of-{count}{_LOCK}"
+        own.enter_context(_locked(folder, part, wait=False))
+        enter()
+        entry.close()
+        yield
+
+
+def _refuse_parts(folder: epath.Path, count: int | None) -> None:
+    """Refuses a folder of which parts are owned, but those of this count."""
+    for file in folder.glob(f".*-of-*{_LOCK}") if folder.exists() else ():
+        if not file.name.endswith(f"-of-{count}{_LOCK}"):
+            with _locked(folder, file, wait=False):
+                pass
 
 
 @contextlib.contextmanager

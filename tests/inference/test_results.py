@@ -33,9 +33,10 @@ def unfinished(tmp_path, params):
         wanted = Wanted(kinds, alpha, None)
         planned = {path: path.relative_to(path.parent).with_suffix("")}
         engine = predictor.engine(**settings)
-        results = Results(tmp_path, planned, wanted, predictor, engine.settings, weights)
+        results = Results(tmp_path, planned, wanted, description, engine.settings, weights)
         reason = results.unfinished(path)
         results.start([path])
+        results.begin(path)
         for kind, suffix in (("overlay", "jpg"), ("ids", "png")):
             (tmp_path / kind).mkdir(exist_ok=True)
             (tmp_path / kind / f"photo.{suffix}").touch()

@@ -1,0 +1,177 @@
+"""What to segment, and the names of its results: any number of sources at a few bytes each."""
+
+import glob
+import hashlib
+import os
+import pathlib
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from segmenter_jax.data.encoded import IMAGE_SUFFIXES
+from segmenter_jax.data.listing import (
+    describe_left_out,
+    iter_folder,
+    iter_pattern,
+    only,
+    printable,
+)
+from segmenter_jax.inference.results import is_result
+from segmenter_jax.pictures.video import VIDEO_SUFFIXES
+
+# Rows that are in memory at a time.
+_PAGE = 1000
+
+_TABLES = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE found (path BLOB PRIMARY KEY, input, below BLOB, stem BLOB, longer BLOB, lot);
+CREATE TABLE planned (number INTEGER PRIMARY KEY, path BLOB, stem BLOB, lot);
+BEGIN;
+"""
+
+# Names that would be the same are told apart by their suffix.
+_PLAN = """
+CREATE INDEX stems ON found (stem);
+INSERT INTO planned (path, stem, lot) SELECT path,
+  CASE WHEN EXISTS (SELECT 1 FROM found AS o WHERE o.stem = found.stem AND o.path != found.path)
+  THEN longer ELSE stem END, lot FROM found ORDER BY input, below;
+CREATE INDEX paths ON planned (path);
+CREATE INDEX names ON planned (stem);
+DROP TABLE found;
+"""
+
+
+class Plan(Mapping[pathlib.Path, pathlib.PurePath]):
+    """Sources, and the names of their results without suffix, relative to the output folder.
+
+    It lies in a private file on disk, which ends with it.
+    """
+
+    def __init__(self) -> None:
+        """Makes an empty one, for `add` and then `settle`."""
+        self._base = sqlite3.connect("", isolation_level=None)
+        self._base.executescript(_TABLES)
+
+    def add(self, path: pathlib.Path, order: int, below: pathlib.PurePath) -> None:
+        """Adds a source; the last holds of several that name one file.
+
+        Args:
+          path: of the file.
+          order: number of the input that it came from.
+          below: its path below that.
+        """
+        stem = os.fsencode(below.with_suffix(""))
+        longer = stem + os.fsencode(f"_{below.suffix[1:]}")
+        # Of the name alone: other files change nothing, and equal names stay together.
+        lot = int.from_bytes(hashlib.blake2b(stem, digest_size=7).digest())
+        self._base.execute(
+            "INSERT INTO found VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
+            "below = excluded.below, stem = excluded.stem, longer = excluded.longer, "
+            "lot = excluded.lot",
+            (os.fsencode(path), order, os.fsencode(below), stem, longer, lot),
+        )
+
+    def settle(self) -> None:
+        """Orders the sources and names their results.
+
+        Raises:
+          ValueError: two would have the same results.
+        """
+        for statement in filter(str.strip, _PLAN.split(";")):
+            self._base.execute(statement)
+        same = self._base.execute(
+            "SELECT a.path, b.path, a.stem FROM planned AS a JOIN planned AS b "
+            "ON a.stem = b.stem AND a.number < b.number ORDER BY b.number LIMIT 1"
+        ).fetchone()
+        if same:
+            first, second, stem = map(os.fsdecode, same)
+            raise ValueError(f"{first} and {second} would both write {stem}")
+
+    def keep_shard(self, index: int, count: int) -> None:
+        """Keeps the sources of one of `count` shards, which depends on their own names alone."""
+        self._base.execute("DELETE FROM planned WHERE lot % ? != ?", (count, index))
+
+    def keep(self, condition: Callable[[pathlib.Path], object]) -> None:
+        """Keeps the sources for which a condition holds."""
+        for page in self._pages():
+            gone = [(n,) for n, path, _ in page if not condition(_path(path))]
+            self._base.executemany("DELETE FROM planned WHERE number = ?", gone)
+
+    def __getitem__(self, path: pathlib.Path) -> pathlib.PurePath:
+        """Name of the results of a source."""
+        query = "SELECT stem FROM planned WHERE path = ?"
+        row = self._base.execute(query, (os.fsencode(path),)).fetchone()
+        if row is None:
+            raise KeyError(path)
+        return pathlib.PurePath(os.fsdecode(row[0]))
+
+    def __iter__(self) -> Iterator[pathlib.Path]:
+        """Sources in the order of the inputs, folders and matches sorted."""
+        return (_path(path) for page in self._pages() for _, path, _ in page)
+
+    def __len__(self) -> int:
+        return self._base.execute("SELECT count(*) FROM planned").fetchone()[0]
+
+    def _pages(self) -> Iterator[list[tuple[int, bytes, bytes]]]:
+        query = "SELECT number, path, stem FROM planned WHERE number > ? ORDER BY number LIMIT ?"
+        last = 0
+        while page := self._base.execute(query, (last, _PAGE)).fetchall():
+            yield page
+            last = page[-1][0]
+
+
+def _path(name: bytes) -> pathlib.Path:
+    return pathlib.Path(os.fsdecode(name))
+
+
+def planned_outputs(inputs: Sequence[str]) -> Plan:
+    """What to read, and the names of its results.
+
+    Args:
+      inputs: files; folders, whose pictures and videos are taken by the rule of `data.listing` and
+        mirrored; and patterns such as "photos/**/*.jpg", mirrored below their fixed part.
+
+    Raises:
+      ValueError: an input does not exist or matches nothing, a folder has no pictures but results
+        of earlier runs, which are left out, or two files would have the same results.
+    """
+    plan = Plan()
+    for order, name in enumerate(inputs):
+        results = count = 0
+        for path, below in _expand(name):
+            count += 1
+            if is_result(path, below):
+                results += 1
+            else:
+                plan.add(path, order, below)
+        if results and results == count:
+            raise ValueError(f"{name}: no pictures but {results} results of earlier runs")
+        if results:
+            print(f"{name}: left out: {results} results of earlier runs", file=sys.stderr)
+    plan.settle()
+    return plan
+
+
+def _expand(name: str) -> Iterator[tuple[pathlib.Path, pathlib.PurePath]]:
+    """Files of one input, and their paths below it; says what was left out."""
+    path = pathlib.Path(name).expanduser()
+    left_out: dict[str, list[str]] = {}
+    if path.is_dir():
+        found, problem = iter_folder(path, left_out), "no pictures in this folder"
+    elif path.exists():
+        yield path, pathlib.PurePath(path.name)
+        return
+    elif glob.has_magic(name):
+        found, problem = iter_pattern(path), "no pictures match"
+    else:
+        raise ValueError(f"{name}: no such file or folder")
+    nothing = True
+    for below, place in only(found, IMAGE_SUFFIXES + VIDEO_SUFFIXES, left_out):
+        nothing = False
+        yield place, pathlib.PurePath(below)
+    text = describe_left_out(left_out)
+    if nothing:
+        raise ValueError(f"{name}: {problem}" + (f"; left out: {text}" if text else ""))
+    if text:
+        print(f"{printable(name)}: left out: {text}", file=sys.stderr)

@@ -1,0 +1,194 @@
+"""Many sources on a cluster of machines: Ray Data gives pieces of the list to models.
+
+Each device of the cluster, or each machine without any, has a process with the model. It writes
+results, as one process alone would; only the process that asked keeps records, so that what was
+lost with a machine, and is made again by another, counts once. The list lies beside the results,
+and every process reads the pieces that it is given.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from segmenter_jax.checkpoints.checksums import weights_digest
+from segmenter_jax.inference.predictor import Predictor, read_model
+from segmenter_jax.inference.records import Record
+from segmenter_jax.inference.results import Results, Wanted
+from segmenter_jax.inference.run import Run
+from segmenter_jax.runtime.compilation import prepare_compilation
+from segmenter_jax.runtime.files import sync
+from segmenter_jax.runtime.host import keep_freed_memory
+from segmenter_jax.runtime.progress import Progress
+
+# Sources that are given to a process at a time, and made again where it is lost.
+PIECE = 64
+
+_LIST = ".todo.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What each process has to know.
+
+    Attributes:
+      model: as `read_model` takes it, with the same meaning on every machine.
+      weights: its `weights_digest`.
+      protocol: fields of `InferenceSettings` that differ from the model's own.
+      wanted: what to make.
+      outputs: maps to compute, see `SlidingWindow.predict`.
+    """
+
+    model: str
+    weights: str
+    protocol: Mapping[str, Any]
+    wanted: Wanted
+    outputs: tuple[str, ...]
+
+
+def connect() -> types.ModuleType:
+    """Joins the Ray cluster that this process is in, or starts one on this machine.
+
+    Returns:
+      The module `ray`.
+
+    Raises:
+      ImportError: Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError('--engine ray needs Ray: pip install "segmenter_jax[ray]"') from error
+    if not ray.is_initialized():
+        ray.init()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray
+
+
+def segment_on_ray(
+    ray: types.ModuleType,
+    job: Job,
+    plan: Mapping[pathlib.Path, pathlib.PurePath],
+    results: Results,
+    quiet: bool,
+) -> int:
+    """Segments all sources of a plan on a Ray cluster.
+
+    All machines see sources and results under the same names.
+
+    Args:
+      ray: see `connect`.
+      job: what every process has to know.
+      plan: sources, and the names of their results.
+      results: gets the records.
+      quiet: show no progress.
+
+    Returns:
+      How many sources were skipped.
+    """
+    if not plan:
+        return 0
+    folder = pathlib.Path(os.path.abspath(results.folder))
+    options, count = _actors(ray)
+    failed = 0
+    with _list_file(folder, plan) as offsets:
+        number = len(offsets) - 1
+        pieces = ray.data.range(number, override_num_blocks=number).map_batches(
+            _Worker,
+            fn_constructor_args=(job, folder, offsets),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count),
+            scheduling_strategy="SPREAD",
+            **options,
+        )
+        with Progress(len(plan), "file", quiet=quiet) as progress:
+            for piece in pieces.iter_rows():
+                results.take(json.loads(piece["records"]), json.loads(piece["seen"]))
+                failed += piece["failed"]
+                for _ in range(piece["sources"]):
+                    progress.update()
+    return int(failed)
+
+
+def _actors(ray: types.ModuleType) -> tuple[dict[str, float], int]:
+    """What each process needs of a machine, and how many there may be."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus := sum(int(resources.get("GPU", 0)) for resources in nodes):
+        return {"num_gpus": 1, "num_cpus": 0}, gpus
+    # A process takes all cores of its machine; claimed, none would be left for Ray's own tasks.
+    return {"num_cpus": 0}, sum("CPU" in resources for resources in nodes)
+
+
+@contextlib.contextmanager
+def _list_file(
+    folder: pathlib.Path, plan: Mapping[pathlib.Path, pathlib.PurePath]
+) -> Iterator[np.ndarray]:
+    """Writes what is to be made; yields int64 (pieces + 1,), where each begins, and the end."""
+    path, offsets = folder / _LIST, []
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            for number, (source, stem) in enumerate(plan.items()):
+                if number % PIECE == 0:
+                    offsets.append(file.tell())
+                file.write(json.dumps([os.path.abspath(source), os.fspath(stem)]) + "\n")
+            offsets.append(file.tell())
+        sync(path)
+        yield np.array(offsets, np.int64)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class _Worker:
+    """A model in a process of the cluster."""
+
+    def __init__(self, job: Job, folder: pathlib.Path, offsets: np.ndarray) -> None:
+        keep_freed_memory()
+        prepare_compilation()
+        self._job, self._folder, self._offsets = job, folder, offsets
+        description, params = read_model(job.model)
+        if weights_digest(params) != job.weights:
+            raise ValueError(f"{job.model}: is another model here than where the job began")
+        self._predictor = Predictor(description, params)
+        self._engine = self._predictor.engine(**job.protocol)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        rows = [self._segment(int(piece)) for piece in batch["id"]]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def _segment(self, piece: int) -> dict[str, Any]:
+        plan, records = self._read(piece), _Kept()
+        job, settings = self._job, self._engine.settings
+        description = self._predictor.description
+        results = Results(job.folder, plan, job.wanted, description, settings, job.weights, records)
+        run = Run(self._predictor, self._engine, job.outputs, results, quiet=True)
+        failed = run.segment(plan)
+        return {
+            "records": json.dumps(records.records),
+            "seen": json.dumps(results.facts.counts()),
+            "failed": failed,
+            "sources": len(plan),
+        }
+
+    def _read(self, piece: int) -> dict[pathlib.Path, pathlib.PurePath]:
+        with open(self._folder / _LIST, encoding="ascii") as file:
+            start, end = self._offsets[piece : piece + 2].tolist()
+            file.seek(start)
+            lines = map(json.loads, file.read(end - start).splitlines())
+            return {pathlib.Path(path): pathlib.PurePath(stem) for path, stem in lines}
+
+
+class _Kept:
+    """Keeps records for who asked."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def add(self, records: Iterable[Record]) -> None:
+        self.records += records
