@@ -57,6 +57,7 @@ PROGRAMS = {
     "head",
     "hf",
     "pre-commit",
+    "sbatch",
     "ruff",
     "sort",
     "taskset",

@@ -22,7 +22,16 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Imported where they are installed; starlette comes with Gradio.
-OPTIONAL = {"gradio", "huggingface_hub", "jax2onnx", "onnx", "onnxruntime", "starlette", "torch"}
+OPTIONAL = {
+    "gradio",
+    "huggingface_hub",
+    "jax2onnx",
+    "onnx",
+    "onnxruntime",
+    "ray",
+    "starlette",
+    "torch",
+}
 # tensorflow-datasets imports it without declaring it.
 UNDECLARED = {"importlib-resources"}
 
