@@ -45,7 +45,7 @@ SUBSTITUTES = {
     "--config=file.py": "--config=quickstart",
     "--config.NAME=VALUE": "--config.seed=1",
     "--config.a.b=c": "--config.model.variant=S/16",
-    "$JOB_COMPLETION_INDEX": "0",
+    "$JOB_COMPLETION_INDEX/32": "0/32",
     "{step,infer,evaluate,loader,attention,loss,collectives}": "step",
 }
 # A block without a language is shell. Sphinx sees to those in braces.

@@ -65,7 +65,7 @@ def test_a_wrong_name_or_path_says_the_choices(refused, tmp_path, monkeypatch, n
     for words in ([], ["--config.seed=1"]):
         told = refused(f"--config={name}", *words)
         assert told.startswith(expected) and told.endswith("\nSee --help\n")
-        assert ", folder, folder_dinov2, pascal_context_vitl16, quickstart, rgbt_glass\n" in told
+        assert ", folder, folder_dinov2, folder_dinov2_finetune, pascal_context_vitl16, " in told
 
 
 BROKEN = {
