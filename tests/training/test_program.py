@@ -145,6 +145,7 @@ def test_one_and_eight_devices_give_the_same_update(fsdp):
         state = one
 
 
+@pytest.mark.slow
 def test_random_regularisation_is_the_same_on_any_number_of_devices():
     config = tiny_network(drop_path_rate=0.5, decoder_dropout_rate=0.3, dropout_rate=0.1)
     options = dataclasses.replace(OPTIONS, photometric=True)
