@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import evaluate
-from segmenter_jax.data.datasets import build_dataset
+from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.evaluation.metrics import confusion_matrix
 from segmenter_jax.inference.predictor import load
@@ -111,7 +111,7 @@ def test_models_of_another_number_of_classes_are_refused(model_dir, tmp_path, ca
     spec = DatasetSpec("toy", ("a", "b"), ((0, 0, 0), (1, 1, 1)))
     with pytest.MonkeyPatch.context() as patch:
         # Building the generated dataset would take longer than all other tests here.
-        fake = evaluate.Dataset("toy", spec, tmp_path, {"validation": 1})
+        fake = Dataset("toy", spec, tmp_path, {"validation": 1})
         patch.setattr(evaluate, "build_dataset", lambda *_: fake)
         assert evaluate.main(arguments) == 1
     message = "dataset 'toy' has 2 classes and 3 image channels, the model 7 and 3"
