@@ -117,6 +117,7 @@ def test_compute_type_of_the_training_machine_does_not_travel(averaged):
     assert load(workdir).model.config.compute_dtype() == "float32"
 
 
+@pytest.mark.slow
 def test_profile_of_training_holds_the_steps_asked_for(source, tmp_path):
     workdir = tmp_path / "run"
     settings = LIGHT | {"total_steps": 14, "log__profile_steps": 3, "eval__num_pictures": 0}
