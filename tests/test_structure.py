@@ -6,6 +6,8 @@ import pathlib
 
 import pytest
 
+from tests.soak.mutations import load_faults
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "segmenter_jax"
 
@@ -159,3 +161,8 @@ def test_files_keep_to_the_rules(path):
 def test_the_mesh_decides_not_the_default_backend():
     asking = {module_name(p) for p in PACKAGE.rglob("*.py") if "default_backend" in p.read_text()}
     assert asking == DEFAULT_DEVICES
+
+
+@pytest.mark.parametrize("fault", load_faults([]), ids=lambda fault: fault.name)
+def test_seeded_faults_can_still_be_seeded(fault):
+    assert fault.stale(PACKAGE.parent) is None
