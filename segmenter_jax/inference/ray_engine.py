@@ -112,8 +112,7 @@ def segment_on_ray(
             for piece in pieces.iter_rows():
                 results.take(json.loads(piece["records"]), json.loads(piece["seen"]))
                 failed += piece["failed"]
-                for _ in range(piece["sources"]):
-                    progress.update()
+                progress.update(piece["sources"])
     return int(failed)
 
 

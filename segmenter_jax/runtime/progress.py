@@ -26,18 +26,20 @@ class Progress:
         """
         self._total, self._unit, self._name, self._quiet = total, unit, name, quiet
         self._done, self._reported = 0, time.monotonic()
+        # When the first were done, and how many.
         self._first: float | None = None
+        self._before = 0
         # None: on a terminal only.
         disable = True if quiet else None
         self._bar = tqdm(total=total, unit=unit, desc=name or None, disable=disable)
 
-    def update(self) -> None:
-        """One more is done."""
-        self._done += 1
-        self._bar.update()
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        self._bar.update(count)
         now = time.monotonic()
         if self._first is None:
-            self._first = now
+            self._first, self._before = now, self._done
         if self._bar.disable and not self._quiet and now - self._reported >= _REPORT_SECONDS:
             self._reported = now
             print(self._line(now - self._first), file=sys.stderr, flush=True)
@@ -45,8 +47,8 @@ class Progress:
     def _line(self, seconds: float) -> str:
         of = f" of {self._total}" if self._total else ""
         line = f"{self._name}: " * bool(self._name) + f"{self._done}{of} {self._unit}s"
-        if seconds and self._done > 1:
-            rate = (self._done - 1) / seconds
+        if seconds and self._done > self._before:
+            rate = (self._done - self._before) / seconds
             line += f", {rate:.3g} {self._unit}s/s"
             if self._total:
                 line += f", {tqdm.format_interval((self._total - self._done) / rate)} left"

@@ -11,14 +11,12 @@ import hashlib
 import json
 import math
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from segmenter_jax.checkpoints.checksums import weights_digest
 from segmenter_jax.conversion.adapt import ENCODER_FIELDS, ENCODER_NUMERICS
@@ -28,6 +26,7 @@ from segmenter_jax.models.params import Params
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.files import sync
 from segmenter_jax.runtime.ownership import sole_owner
+from segmenter_jax.runtime.progress import Progress
 from segmenter_jax.training import sharding
 from segmenter_jax.training.experiment import Experiment
 from segmenter_jax.training.program import TrainProgram, prepare_image, step_keys
@@ -37,9 +36,6 @@ from segmenter_jax.training.stop_request import StopRequest
 BATCH = 8
 
 _ABOUT_FILE = "about.json"
-
-# Seconds between two lines about the progress.
-_REPORT_SECONDS = 30.0
 
 
 class FeatureSource:
@@ -198,9 +194,9 @@ def _compute(
         num_threads=config.loader.num_threads,
         prefetch=config.loader.prefetch,
     )
-    progress = _Progress(first, batches, batch_size)
+    written = first
     waiting: tuple[jax.Array, np.ndarray] | None = None
-    with stream, progress.bar:
+    with stream, Progress((batches - first) * batch_size, "crop", "features") as progress:
         # Rows of one batch are written while the devices work on the next.
         for index in range(first, batches + 1):
             done, waiting = waiting, None
@@ -210,32 +206,8 @@ def _compute(
             if done:
                 for name, rows in zip(("features", "label"), done, strict=True):
                     files[name].append(np.asarray(rows))
-                progress.add()
+                written += 1
+                progress.update(batch_size)
     if stop.received:
-        logger.info("%s: leaving after %d of %d batches", stop.reason, progress.done, batches)
-    return progress.done == batches
-
-
-class _Progress:
-    """What is seen of the work: a bar, or a line now and then where the output is no terminal."""
-
-    def __init__(self, done: int, total: int, batch_size: int):
-        self.done, self._first, self._total, self._batch_size = done, done, total, batch_size
-        self._started = self._reported = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, unit="batch", disable=None, dynamic_ncols=True)
-
-    def add(self) -> None:
-        """One more batch is written."""
-        self.done += 1
-        self.bar.update()
-        now = time.monotonic()
-        if now - self._reported > _REPORT_SECONDS:
-            self._reported = now
-            rate = (self.done - self._first) / (now - self._started)
-            logger.info(
-                "features of %d/%d crops  %.1f images/s  %s left",
-                self.done * self._batch_size,
-                self._total * self._batch_size,
-                rate * self._batch_size,
-                tqdm.format_interval((self._total - self.done) / rate),
-            )
+        logger.info("%s: leaving after %d of %d batches", stop.reason, written, batches)
+    return written == batches
