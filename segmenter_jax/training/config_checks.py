@@ -1,6 +1,8 @@
 """What can be found wrong in a config before anything is built from it."""
 
+import contextlib
 import operator
+from collections.abc import Iterator
 from typing import get_args
 
 import jax
@@ -13,14 +15,21 @@ from segmenter_jax.training import sharding
 from segmenter_jax.training.program import check_decoder
 
 
+@contextlib.contextmanager
+def group(name: str) -> Iterator[None]:
+    """Adds to an error of a part which group of the config its values are from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"config.{name}: {error}") from error
+
+
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Raises ValueError for what can be found wrong before the dataset is known."""
     _check_ranges(config)
     _check_frozen(config)
-    try:
+    with group("model"):
         check_decoder(config.model.decoder)
-    except ValueError as error:
-        raise ValueError(f"config.model: {error}") from error
     sharding.check_batch_size(config.batch_size, mesh, config.grad_accum_steps)
 
 

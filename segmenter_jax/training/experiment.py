@@ -1,10 +1,8 @@
 """From a config to the parts of a run: dataset, network, optimizer, description."""
 
-import contextlib
 import dataclasses
 import math
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -22,7 +20,7 @@ from segmenter_jax.models.config import with_patches
 from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
-from segmenter_jax.training.config_checks import check, trains_on_features
+from segmenter_jax.training.config_checks import check, group, trains_on_features
 from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions
 
@@ -128,10 +126,10 @@ def describe(
       source: see `read_source`.
     """
     images = _images(config, source)
-    with _group("model"):
+    with group("model"):
         model = model_config(config, spec.num_classes, spec.channels, source)
     # Its base size is that of training, which the transform checks.
-    with _group("eval"):
+    with group("eval"):
         return ModelDescription(
             model=model,
             classes=spec.class_names,
@@ -245,12 +243,12 @@ def assemble(
     Raises:
       ValueError: a value of the config is wrong; the message names it.
     """
-    with _group("optimizer"):
+    with group("optimizer"):
         optimization = make_optimization(config)
     description = describe(config, spec, source)
-    with _group("loss"):
+    with group("loss"):
         options = make_options(config, description, from_features)
-    with _group("eval"):
+    with group("eval"):
         settings = InferenceSettings.of(description, batch_size=config.eval.batch_size)
     model = Segmenter(description.model)
     return description, TrainProgram(model, *optimization, options, mesh, config.seed), settings
@@ -266,7 +264,7 @@ def build(config: ml_collections.ConfigDict, source: SourceNetwork | None = None
     Raises:
       ValueError: a value of the config or of the dataset is wrong; the message names it.
     """
-    with _group("mesh"):
+    with group("mesh"):
         mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
     check(config, mesh)
     source = source or read_source(config)
@@ -278,17 +276,8 @@ def build(config: ml_collections.ConfigDict, source: SourceNetwork | None = None
     for split in (d.train_split, d.eval_split):
         # Refused here rather than at the first evaluation.
         dataset.source(split)
-    with _group("augment"):
+    with group("augment"):
         transform = make_transform(config, dataset.spec)
     from_features = trains_on_features(config, dataset.splits[d.train_split])
     parts = assemble(config, dataset.spec, mesh, source, from_features)
     return Experiment(config, dataset, transform, *parts)
-
-
-@contextlib.contextmanager
-def _group(name: str) -> Iterator[None]:
-    """Adds to an error of a part which group of the config its values are from."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"config.{name}: {error}") from error
