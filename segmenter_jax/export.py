@@ -130,7 +130,7 @@ def _command(arguments: argparse.Namespace) -> None:
 
 
 def _version(package: str) -> str:
-    onnx_files.library(package)
+    onnx_files.of_extra(package)
     return importlib.metadata.version(package)
 
 

@@ -18,7 +18,7 @@ _OPSET = 21
 _DENSE = b"abc,cd->abd"
 
 
-def library(name: str) -> Any:
+def of_extra(name: str) -> Any:
     """A package of the extra `[export]`.
 
     Raises:
@@ -53,7 +53,7 @@ def serialize(
         computed = function(array)
         return tuple(computed[name] for name in results)
 
-    to_onnx = library("jax2onnx").to_onnx
+    to_onnx = of_extra("jax2onnx").to_onnx
     # It warns of its own plugins, and of types that runtimes infer.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -80,7 +80,7 @@ def quantized(content: bytes) -> bytes:
     Weights are rounded once, each output channel in its own range; activations at run time, each
     array in its own range.
     """
-    tools = library("onnxruntime.quantization")
+    tools = of_extra("onnxruntime.quantization")
 
     def quantize(source: pathlib.Path, target: pathlib.Path) -> None:
         # Seven bits of weights: sums of products of eight overflow on CPUs without VNNI.
@@ -97,7 +97,7 @@ def halved(content: bytes) -> bytes:
     All else stays float32: sums of squares of large activations are beyond float16. So do products
     with a constant on the left, which merge windows.
     """
-    onnx = library("onnx")
+    onnx = of_extra("onnx")
     model = onnx.load_from_string(_folded(content))
     graph, half, single = model.graph, onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     constants = {array.name: array for array in graph.initializer}
@@ -134,7 +134,7 @@ def halved(content: bytes) -> bytes:
 
 def _folded(content: bytes) -> bytes:
     """The same with whole weights, where they are computed from constants."""
-    tools = library("onnxruntime.quantization.shape_inference")
+    tools = of_extra("onnxruntime.quantization.shape_inference")
     return _by_files(
         lambda source, target: tools.quant_pre_process(source, target, skip_symbolic_shape=True),
         content,
@@ -151,7 +151,7 @@ def _by_files(step: Callable[[pathlib.Path, pathlib.Path], None], content: bytes
 
 def deserialize(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """The function of an ONNX file of one input, computed by onnxruntime on the CPU."""
-    session = library("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = of_extra("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     argument = session.get_inputs()[0].name
 
