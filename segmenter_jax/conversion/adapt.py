@@ -136,34 +136,24 @@ def adapt(
         elif entry is None:
             report.initialised.append((name, leaf.shape, "not in the source"))
         elif name == _POSITION and source.grid != config.grid:
-            tokens, rule = source.num_positioned_tokens, position_rule(source, position_method)
-            resized = resize_position_embedding(
-                entry.read(), tokens, source.grid, config.grid, rule
-            )
-            flat[name] = np.asarray(resized)
-            report.resized.append((name, entry.shape, leaf.shape, rule))
+            flat[name], how = _fit_positions(entry.read(), source, config, position_method)
+            report.resized.append((name, entry.shape, leaf.shape, how))
         elif name == _PATCH_KERNEL and entry.shape != leaf.shape:
             flat[name], how = _fit_patch_kernel(entry.read(), config)
             report.resized.append((name, entry.shape, leaf.shape, how))
         elif by_name and by_name.sources and name in CLASS_AXES:
             report.resized.append((name, entry.shape, leaf.shape, "classes by name"))
-        elif by_name and name in CLASS_AXES:
-            why = "no class has the name of one in the source"
-            report.initialised.append((name, leaf.shape, why))
-            report.dropped.append((entry.theirs, entry.shape, why))
-        elif entry.shape != leaf.shape:
-            why = f"{source.num_classes} classes in the source, {config.num_classes} here"
+        elif (unnamed := by_name and name in CLASS_AXES) or entry.shape != leaf.shape:
+            counts = f"{source.num_classes} classes in the source, {config.num_classes} here"
+            why = "no class has the name of one in the source" if unnamed else counts
             report.initialised.append((name, leaf.shape, why))
             report.dropped.append((entry.theirs, entry.shape, why))
         else:
             flat[name] = entry.read()
             report.mapped.append((name, entry.theirs, leaf.shape))
     if other_decoder:
-        report.dropped += [
-            (entry.theirs, entry.shape, other_decoder)
-            for name, entry in opened.entries.items()
-            if name.startswith("decoder/")
-        ]
+        theirs = (e for name, e in opened.entries.items() if name.startswith("decoder/"))
+        report.dropped += [(entry.theirs, entry.shape, other_decoder) for entry in theirs]
     mixed = [name for name, *_ in report.resized if name in CLASS_AXES]
     if missing := [*mixed, *(name for name, _, _ in report.initialised)]:
         flat |= init_some_params(config, missing, seed)
@@ -201,6 +191,15 @@ def _fit_patch_kernel(kernel: np.ndarray, config: SegmenterConfig) -> tuple[np.n
         kernel = inflate_patch_kernel(kernel, config.in_channels)
         done.append(f"{channels} to {config.in_channels} input channels")
     return kernel, ", ".join(done)
+
+
+def _fit_positions(
+    table: np.ndarray, source: SegmenterConfig, config: SegmenterConfig, method: Method | None
+) -> tuple[np.ndarray, Method]:
+    """A position embedding for the network's grid, and how it was made."""
+    rule, tokens = position_rule(source, method), source.num_positioned_tokens
+    resized = resize_position_embedding(table, tokens, source.grid, config.grid, rule)
+    return np.asarray(resized), rule
 
 
 def resize_patch_kernel(kernel: np.ndarray, patch_size: int) -> np.ndarray:
