@@ -113,6 +113,17 @@ def test_a_picture_of_any_size_is_scaled_and_cut_as_by_the_model(predictor, size
     np.testing.assert_array_equal(found["ids"], own.predict(picture))
 
 
+def test_scores_of_pixels_are_merged_as_by_the_model():
+    config = tiny_network(decoder="eomt", num_queries=7)
+    description = ModelDescription(config, tuple("abcde"), ((0, 0, 0),) * 5, (0.4,), (0.2,))
+    params, picture = init_params(config, 0), noise(40, 52, 3)
+    own = Predictor(description, params, devices=jax.local_devices()[:1])
+    expected = own.predict_maps(picture, ("ids", "confidence"))
+    found = jax.jit(picture_function(description, params, (40, 52)).call)(picture)
+    np.testing.assert_array_equal(found["ids"], expected["ids"])
+    np.testing.assert_allclose(found["confidence"], expected["confidence"], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_is_exported(name):
     config = tiny_network(image_size=(28, 42), **BACKBONES[name])

@@ -22,6 +22,7 @@ from segmenter_jax.inference.geometry import (
     scaled_size,
     window_anchors,
 )
+from segmenter_jax.inference.merging import normalised
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.normalization import normalize
 
@@ -69,7 +70,9 @@ def _forward(description: ModelDescription, params: Any) -> Callable[[jax.Array]
 
 
 def network_function(description: ModelDescription, params: Any) -> FixedFunction:
-    """The network: uint8 pixels (B, window, window, C) to patch logits, float32 (B, h, w, K).
+    """The network: uint8 pixels (B, window, window, C) to what it gives, float32 (B, h, w, K).
+
+    Those are patch logits, or scores of pixels, see `Segmenter`.
 
     Args:
       description: of the model.
@@ -106,8 +109,8 @@ def picture_function(
     scaled, cut = scaled_size(*size, settings, 1.0)
     side = settings.window
     tops, lefts = (window_anchors(n, side, settings.stride) for n in cut)
-    patches = -(-side // description.model.patch_size)
-    matrices = patches * (size[0] * len(tops) + size[1] * len(lefts))
+    cells = -(-side // description.model.cell_size)
+    matrices = cells * (size[0] * len(tops) + size[1] * len(lefts))
     merged = 4 * (math.prod(size) * description.model.num_classes + matrices)
     if merged > _MAX_BYTES:
         raise ValueError(
@@ -124,10 +127,9 @@ def picture_function(
         places = itertools.product(tops, lefts)
         windows = [picture[top : top + side, left : left + side] for top, left in places]
         scores = merge(forward(jnp.stack(windows)))
-        best = scores.max(axis=-1)
         ids = jnp.argmax(scores, axis=-1).astype(ids_dtype(scores.shape[-1]))
-        # The softmax of the best class, whose exponential is 1.
-        return {"ids": ids, "confidence": 1 / jnp.exp(scores - best[..., None]).sum(axis=-1)}
+        probs = normalised(scores, -1, description.model.gives_scores)
+        return {"ids": ids, "confidence": probs.max(axis=-1)}
 
     shape = (*size, channels)
     return FixedFunction(call, "picture", "picture", "uint8", shape, ("ids", "confidence"))
@@ -143,10 +145,10 @@ def _merging(
 ) -> Callable[[jax.Array], jax.Array]:
     """Patch logits of all windows (N, h, w, K) -> logits of a picture (H, W, K); see `merging`."""
     settings = InferenceSettings.of(description)
-    side, stride, patch = settings.window, settings.stride, description.model.patch_size
+    side, stride, cell = settings.window, settings.stride, description.model.cell_size
     _, cut = scaled_size(*size, settings, 1.0)
     rows, columns = (
-        merge_matrix(n, side, stride, patch, out) for n, out in zip(cut, size, strict=True)
+        merge_matrix(n, side, stride, cell, out) for n, out in zip(cut, size, strict=True)
     )
     count = [len(window_anchors(n, side, stride)) for n in cut]
     highest = jax.lax.Precision.HIGHEST

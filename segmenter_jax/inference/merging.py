@@ -85,11 +85,11 @@ def _resample(rows: Taps, columns: Taps, logits: jax.Array) -> jax.Array:
     return merged.reshape(tiles, rows.shape[1], num_classes, columns.shape[1])
 
 
-def _normalised(values: jax.Array, scores: bool) -> jax.Array:
-    """Logits, or scores, (T, y, K, x) -> probabilities."""
+def normalised(values: jax.Array, axis: int, scores: bool) -> jax.Array:
+    """Probabilities of logits, or of scores of at least 0, along an axis of classes."""
     if not scores:
-        return jax.nn.softmax(values, axis=2)
-    return values / jnp.maximum(values.sum(axis=2, keepdims=True), jnp.finfo(values.dtype).tiny)
+        return jax.nn.softmax(values, axis=axis)
+    return values / jnp.maximum(values.sum(axis, keepdims=True), jnp.finfo(values.dtype).tiny)
 
 
 def _mean_probs(rows: Taps, columns: Taps, logits: jax.Array, scores: bool) -> jax.Array:
@@ -97,7 +97,7 @@ def _mean_probs(rows: Taps, columns: Taps, logits: jax.Array, scores: bool) -> j
 
     def add(v: jax.Array, total: jax.Array) -> jax.Array:
         version = jax.tree.map(lambda operand: operand[v], (rows, columns, logits))
-        return total + _normalised(_resample(*version), scores)
+        return total + normalised(_resample(*version), 2, scores)
 
     num_versions, tiles, height, _ = rows.columns.shape
     zeros = jnp.zeros((tiles, height, logits.shape[-1], columns.columns.shape[2]), jnp.float32)
