@@ -20,9 +20,10 @@ from segmenter_jax.checkpoints.checksums import weights_digest
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion import onnx_files, stablehlo
 from segmenter_jax.data.datasets import DATA_DIR, Dataset, build_dataset
-from segmenter_jax.evaluation.exported import Read, cpu, differences, losses
+from segmenter_jax.evaluation.exported import Read, differences, losses
 from segmenter_jax.evaluation.scoring import check_dataset
 from segmenter_jax.inference.fixed_size import FixedFunction, network_function, picture_function
+from segmenter_jax.inference.foreign_network import cpu
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.predictor import Predictor, read_model
 from segmenter_jax.runtime.command import image_size, run_command

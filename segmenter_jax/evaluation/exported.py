@@ -12,17 +12,12 @@ from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.evaluation.scoring import score
 from segmenter_jax.inference.fixed_size import FixedFunction
-from segmenter_jax.inference.foreign_network import foreign_engine
+from segmenter_jax.inference.foreign_network import cpu, foreign_engine
 from segmenter_jax.inference.predictor import Predictor
 from segmenter_jax.inference.sliding_window import SlidingWindow
 
 # A function that was read from a file.
 Read = Callable[[np.ndarray], Mapping[str, Any]]
-
-
-def cpu() -> list[jax.Device]:
-    """A device on which networks are float32, whatever the other devices are."""
-    return jax.local_devices(backend="cpu")[:1]
 
 
 def differences(

@@ -16,6 +16,11 @@ from segmenter_jax.inference.windows import Window, stacked
 from segmenter_jax.models import Segmenter
 
 
+def cpu() -> list[jax.Device]:
+    """A device on which networks are float32, whatever the other devices are."""
+    return jax.local_devices(backend="cpu")[:1]
+
+
 class _ForeignWay(HostWay):
     """Merges on the host what a function makes of windows."""
 
@@ -38,9 +43,9 @@ def foreign_engine(
       description: of the model.
       network: uint8 pixels (B, window, window, C) to patch logits (B, h, w, K), on the host.
     """
-    settings, cpu = InferenceSettings.of(description), jax.local_devices(backend="cpu")[:1]
+    settings, devices = InferenceSettings.of(description), cpu()
     model, mean, std = Segmenter(description.model), description.mean, description.std
-    engine = SlidingWindow(model, settings, mean=mean, std=std, devices=cpu)
-    mesh = Mesh(np.array(cpu), (AXIS,))
+    engine = SlidingWindow(model, settings, mean=mean, std=std, devices=devices)
+    mesh = Mesh(np.array(devices), (AXIS,))
     engine.way = _ForeignWay(network, model, settings, mean, std, mesh)
     return engine
