@@ -5,8 +5,17 @@ import pathlib
 
 import pytest
 
+from tests.tiny_runs import environment
+
 # So that its training takes seconds here.
-SUBSTITUTES = {"config.total_steps = 100 if": "config.total_steps = 30 if"}
+SUBSTITUTES = {
+    "config.total_steps = 100 if": "config.total_steps = 12 if",
+    "config.optimizer.warmup_steps = 20": "config.optimizer.warmup_steps = 4",
+    "config.log.every_steps = 10": "config.log.every_steps = 4",
+    "config.model.width, config.model.num_heads = 96, 3": (
+        "config.model.width, config.model.num_heads, config.model.depth = 64, 2, 2"
+    ),
+}
 
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "segmenter_colab.ipynb"
 
@@ -25,7 +34,7 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGMENTER_JAX_CACHE", str(tmp_path / "weights"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", environment()["XLA_FLAGS"])
     text = NOTEBOOK.read_text()
     for old, new in SUBSTITUTES.items():
         assert old in text
