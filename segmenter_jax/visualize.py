@@ -90,7 +90,8 @@ def _curves(arguments: argparse.Namespace) -> Image.Image:
 
 def _confusion(arguments: argparse.Namespace) -> Image.Image:
     report = read_report(arguments.report)
-    return confusion_figure(report.matrix, report.classes, report.summary())
+    title = f"mean IoU {100 * report.mean_iou:.2f} %, {report.num_images} images"
+    return confusion_figure(report.matrix, report.classes, f"{title}\n{report.protocol}")
 
 
 def _classes(arguments: argparse.Namespace) -> Image.Image:
