@@ -148,6 +148,7 @@ def test_features_and_attention_are_added_where_a_picture_is_given(run, tmp_path
         ("config.json", "{", "config.json: not valid JSON"),
         ("config.json", "[]", "config.json: found list, expected a JSON object"),
         ("metrics.jsonl", None, "not the workdir of a run (it has no metrics.jsonl)"),
+        ("metrics.jsonl", '5\n{"loss": 1}\n', "metrics.jsonl: no numbers yet"),
         ("report.json", "{}", "report.json: not the report of an evaluation: field 'classes' is"),
         (
             "report.json",

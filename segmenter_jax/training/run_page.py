@@ -82,7 +82,8 @@ def _lead(
         }
     )
     tiles["steps"] = f"{step} of {config.get('total_steps', '?')}"
-    dataset = config.get("dataset", {})
+    group = config.get("dataset")
+    dataset = group if isinstance(group, Mapping) else {}
     notes = [f"Dataset {dataset.get('name', '?')}, evaluated on {dataset.get('eval_split', '?')}."]
     if report is None:
         notes.append("It was not evaluated yet.")
@@ -90,7 +91,7 @@ def _lead(
         counted = f"{report.num_images} images, {report.num_pixels} pixels"
         notes.append(f"Latest evaluation: {report.protocol}; {counted}.")
     best = description.provenance if description else {}
-    if best.get("mean_iou") is not None:
+    if isinstance(best.get("mean_iou"), float) and "step" in best:
         notes.append(f"Best model: step {best['step']}, mean IoU {100 * best['mean_iou']:.2f} %.")
     return page.tiles_html(tiles) + page.note_html(" ".join(notes))
 

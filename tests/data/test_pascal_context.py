@@ -87,6 +87,11 @@ def test_lists_of_voc_have_counts_of_their_own(tmp_path):
     [
         ({"2008_000003.mat": mat(LabelMap=PUBLISHED)[:200]}, "2008_000003.mat: not a readable MAT"),
         ({"2008_000003.mat": b""}, "2008_000003.mat: not a readable MATLAB file"),
+        # As MATLAB saves large files: HDF5 behind a header of its own.
+        (
+            {"2008_000003.mat": b"MATLAB 7.3".ljust(124) + b"\0\2IM" + bytes(64)},
+            "2008_000003.mat: not a readable MATLAB file (Please use HDF reader",
+        ),
         ({"2008_000003.mat": mat(Other=PUBLISHED)}, "the array LabelMap is none, but whole"),
         ({"2008_000003.mat": mat(LabelMap="sky")}, "the array LabelMap is <U3 (1,), but whole"),
         ({"2008_000003.mat": mat(LabelMap=PUBLISHED / 2)}, "is float64 (48, 64), but whole"),
