@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,15 +20,12 @@ from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import EvalTransform, ImageTransform
 from segmenter_jax.evaluation.binary_metrics import BinaryScores
-from segmenter_jax.evaluation.metrics import SegmentationReport, confusion_matrix
 from segmenter_jax.evaluation.scoring import check_dataset, read_predictions, score
 from segmenter_jax.evaluation.submission import encode_submission, submission_name
+from segmenter_jax.evaluation.worst import WorstImages
 from segmenter_jax.inference.predictor import load
 from segmenter_jax.inference.sliding_window import Example, Maps
-from segmenter_jax.pictures import legend, overlay
 from segmenter_jax.pictures.figures import calibration_figure, confusion_figure
-from segmenter_jax.pictures.overlays import as_rgb
-from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, stack, thumbnail
 from segmenter_jax.runtime.command import (
     add_protocol_flags,
     protocol_overrides,
@@ -81,42 +77,6 @@ class _Wanted:
         """Outputs of the engine that are needed."""
         wanted = {"ids": True, "confidence": self.calibration, "probs": self.binary}
         return tuple(name for name, needed in wanted.items() if needed)
-
-
-class _WorstImages:
-    """Keeps the images of the smallest mean IoU, as image, label and prediction side by side."""
-
-    def __init__(self, spec: DatasetSpec, count: int = 12, side: int = 240):
-        self._spec, self._count, self._side = spec, count, side
-        self._worst: list[tuple[float, SheetEntry]] = []
-
-    def __call__(self, example: Example, ids: np.ndarray) -> None:
-        spec, label = self._spec, example["label"]
-        matrix = confusion_matrix(label, ids, spec.num_classes, spec.ignore_label)
-        mean_iou = SegmentationReport(matrix, spec.class_names, "", 1).mean_iou
-        if np.isnan(mean_iou):
-            return
-        if len(self._worst) == self._count and mean_iou >= self._worst[-1][0]:
-            return
-        image = example["image"]
-        views = as_rgb(image), *(overlay(image, m, spec.colors, 0.7) for m in (label, ids))
-        # Kept small: all of them are in memory until the end.
-        small = [thumbnail(view, self._side) for view in views]
-        entry = SheetEntry(small, f"mean IoU {100 * mean_iou:.1f}   {example['name']}")
-        self._worst = sorted([*self._worst, (mean_iou, entry)], key=lambda w: w[0])[: self._count]
-
-    def sheet(self) -> Image.Image:
-        """The contact sheet, worst first."""
-        if not self._worst:
-            raise ValueError("no image has a labelled pixel, so none is the worst")
-        sheet = contact_sheet([entry for _, entry in self._worst], 2, self._side)
-        names = legend(
-            range(self._spec.num_classes),
-            self._spec.class_names,
-            self._spec.colors,
-            columns=max(1, sheet.width // 180),
-        )
-        return stack([sheet, names])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,12 +201,13 @@ def _score(
     results: Iterable[tuple[Example, Maps]],
 ) -> None:
     """Counts, writes the files that are wanted, and prints."""
-    worst = _WorstImages(spec) if wanted.worst else None
+    worst = WorstImages(spec) if wanted.worst else None
     binary = BinaryScores(spec) if wanted.binary else None
     if binary:
         results = binary.collect(results)
     calibration = wanted.calibration is not None
-    report = score(results, spec, protocol, worst, wanted.boundary_iou, calibration)
+    on_results = (worst.add,) if worst else ()
+    report = score(results, spec, protocol, on_results, wanted.boundary_iou, calibration)
     more = {"binary": binary.means()} if binary else {}
     for path, text in ((wanted.json, lambda: report.to_json(**more)), (wanted.csv, report.to_csv)):
         if path:
@@ -259,7 +220,9 @@ def _score(
         title = f"calibration error {100 * report.calibration_error:.2f} %"
         _save(calibration_figure(*report.reliability(), title), wanted.calibration)
     if worst:
-        _save(worst.sheet(), wanted.worst)
+        if (sheet := worst.sheet()) is None:
+            raise ValueError("no image has a labelled pixel, so none is the worst")
+        _save(sheet, wanted.worst)
     # Last: what was computed is safe then, whatever becomes of the terminal.
     print(report.table())
     if binary:

@@ -41,8 +41,10 @@ _ORIGINS = {
     "leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB), and give the "
     "folder that holds both as --source",
     "pascal_context": "fetch VOCtrainval_03-May-2010.tar from the PASCAL VOC 2010 site and unpack "
-    "it; add SegmentationClassContext/*.png and ImageSets/SegmentationContext/{train,val}.txt to "
-    "VOCdevkit/VOC2010, and give that folder as --source",
+    "it; from the dataset's own site add trainval.tar.gz, unpacked, labels.txt and 59_labels.txt, "
+    "or, made by others of these, SegmentationClassContext/*.png and "
+    "ImageSets/SegmentationContext/{train,val}.txt in VOCdevkit/VOC2010; give the folder that "
+    "holds all of it as --source",
     "rgbt_glass": "ask the dataset's authors; give the folder with train/ and test/ as --source",
     "camvid": "give the folder or zip with images/{train,val} and annotations/{train,val} as "
     "--source",

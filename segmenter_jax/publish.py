@@ -24,12 +24,13 @@ from segmenter_jax.checkpoints.checksums import weights_digest
 from segmenter_jax.checkpoints.model_dir import save_portable
 from segmenter_jax.conversion import hub
 from segmenter_jax.conversion.model_card import Facts, lineage, model_card
+from segmenter_jax.evaluation.report_file import REPORT_FILE
 from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.pictures import legend
 from segmenter_jax.runtime.command import run_command
 from segmenter_jax.runtime.files import absolute
 from segmenter_jax.runtime.ownership import sole_owner
-from segmenter_jax.training.validation import PREDICTIONS_FOLDER, REPORT_FILE
+from segmenter_jax.training.validation import PREDICTIONS_FOLDER
 from segmenter_jax.training.workdir import workdir_of
 
 _CARD, _LEGEND = "README.md", "legend.png"

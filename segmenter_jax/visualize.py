@@ -1,27 +1,41 @@
-"""Pictures of attention, training curves and datasets.
+"""Figures of runs, models and datasets, and the report of a run as a web page.
 
-python -m segmenter_jax.visualize attention MODEL photo.jpg --class sky -o attention.png
+python -m segmenter_jax.visualize report runs/quickstart
 """
 
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
 from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.data.transforms import EvalTransform
-from segmenter_jax.inference.attention_maps import attention_maps
-from segmenter_jax.inference.predictor import load
+from segmenter_jax.evaluation.report_file import read_report
+from segmenter_jax.inference.attention_maps import AttentionMaps, attention_maps
+from segmenter_jax.inference.feature_maps import patch_features, principal_colors
+from segmenter_jax.inference.predictor import Predictor, load
 from segmenter_jax.pictures import legend, overlay
-from segmenter_jax.pictures.figures import attention_figure, curves_figure
+from segmenter_jax.pictures.figures import (
+    attention_figure,
+    classes_figure,
+    confusion_figure,
+    curves_figure,
+)
 from segmenter_jax.pictures.overlays import as_rgb
+from segmenter_jax.pictures.page import picture_html
 from segmenter_jax.pictures.sheets import SheetEntry, contact_sheet, stack
 from segmenter_jax.runtime.command import run_command
 from segmenter_jax.runtime.compilation import prepare_compilation
-from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.files import absolute, write_whole
 from segmenter_jax.training.run_log import read_metrics
+from segmenter_jax.training.run_page import run_page
+
+_MODEL = "model directory, workdir of a run, checkpoint, or hf://OWNER/NAME"
+_REPORT = "workdir of a run, or a file of `evaluate --json`"
+# Longer side of a picture beside its features, in pixels.
+_SIDE = 640
 
 
 def _pixel(text: str) -> tuple[int, int]:
@@ -34,9 +48,8 @@ def _pixel(text: str) -> tuple[int, int]:
 
 def _attention(arguments: argparse.Namespace) -> Image.Image:
     prepare_compilation()
-    predictor = load(arguments.model)
     shown = attention_maps(
-        predictor,
+        load(arguments.model),
         arguments.image,
         part="decoder" if arguments.decoder or arguments.class_name else "encoder",
         layer=arguments.layer,
@@ -44,30 +57,83 @@ def _attention(arguments: argparse.Namespace) -> Image.Image:
         class_name=arguments.class_name,
         rollout=arguments.rollout,
     )
-    heads = {f"head {i}": m for i, m in enumerate(shown.maps)}
-    if arguments.head is not None:
-        if not 0 <= arguments.head < len(shown.maps) or arguments.rollout:
-            raise ValueError(
-                f"head must be in 0..{len(shown.maps) - 1} and not with a rollout, "
-                f"got {arguments.head}"
-            )
-        name = f"head {arguments.head}"
-        maps = {name: heads[name]}
-    elif len(heads) == 1:
-        maps = {"attention": shown.maps[0]}
-    else:
-        maps = {"mean of the heads": shown.maps.mean(axis=0)} | heads
+    if arguments.head is None:
+        return _heads_figure(shown)
+    if not 0 <= arguments.head < len(shown.maps) or arguments.rollout:
+        raise ValueError(
+            f"head must be in 0..{len(shown.maps) - 1} and not with a rollout, got {arguments.head}"
+        )
+    return _heads_figure(shown, arguments.head)
+
+
+def _heads_figure(shown: AttentionMaps, head: int | None = None) -> Image.Image:
+    """One head, or all of them and their mean."""
+    maps = {f"head {i}": m for i, m in enumerate(shown.maps) if head in (None, i)}
+    if head is None:
+        mean = {"mean of the heads": shown.maps.mean(axis=0)}
+        maps = mean | maps if len(maps) > 1 else {"attention": shown.maps[0]}
     if shown.mask is not None:
         maps = {"probability of the class": shown.mask} | maps
     return attention_figure(shown.image, maps, shown.patch_size, shown.title, shown.patch)
 
 
+def _names(paths: Sequence[str]) -> list[str]:
+    """Short names of files or folders; their whole paths where these are not different."""
+    names = [pathlib.Path(path).name for path in paths]
+    return list(paths) if len(set(names)) < len(names) else names
+
+
 def _curves(arguments: argparse.Namespace) -> Image.Image:
-    paths = [pathlib.Path(run) for run in arguments.runs]
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    return curves_figure(dict(zip(names, map(read_metrics, paths), strict=True)))
+    series = map(read_metrics, arguments.runs)
+    return curves_figure(dict(zip(_names(arguments.runs), series, strict=True)))
+
+
+def _confusion(arguments: argparse.Namespace) -> Image.Image:
+    report = read_report(arguments.report)
+    title = f"mean IoU {100 * report.mean_iou:.2f} %, {report.num_images} images"
+    return confusion_figure(report.matrix, report.classes, f"{title}\n{report.protocol}")
+
+
+def _classes(arguments: argparse.Namespace) -> Image.Image:
+    first, *others = reports = [read_report(path) for path in arguments.reports]
+    for path, other in zip(arguments.reports[1:], others, strict=True):
+        if other.classes != first.classes:
+            raise ValueError(f"{path}: its classes are not those of {arguments.reports[0]}")
+        if other.protocol != first.protocol:
+            print(f"warning: {other.protocol!r} is not {first.protocol!r}", file=sys.stderr)
+    iou = [report.iou for report in reports]
+    return classes_figure(dict(zip(_names(arguments.reports), iou, strict=True)), first.classes)
+
+
+def _features(arguments: argparse.Namespace) -> Image.Image:
+    prepare_compilation()
+    return _features_sheet(load(arguments.model), arguments.images)
+
+
+def _features_sheet(predictor: Predictor, paths: Sequence[str]) -> Image.Image:
+    shown, features = zip(*(patch_features(predictor, path) for path in paths), strict=True)
+    side = predictor.model.config.patch_size
+    entries = []
+    for path, image, colors in zip(paths, shown, principal_colors(features), strict=True):
+        # The last patches may lie in the padding.
+        whole = colors.repeat(side, axis=0).repeat(side, axis=1)
+        views = as_rgb(image), whole[: image.shape[0], : image.shape[1]]
+        entries.append(SheetEntry(views, path))
+    return contact_sheet(entries, columns=1, width=_SIDE)
+
+
+def _report(arguments: argparse.Namespace) -> str:
+    arguments.output = arguments.output or absolute(arguments.run) / "report.html"
+    if arguments.picture is None:
+        return run_page(arguments.run)
+    prepare_compilation()
+    predictor, name = load(arguments.run), pathlib.Path(arguments.picture).name
+    sheet = _features_sheet(predictor, [arguments.picture])
+    more = {"Features": picture_html(sheet, "principal components of the patches' features")}
+    if predictor.model.config.class_token:
+        figure = _heads_figure(attention_maps(predictor, arguments.picture))
+        more["Attention"] = picture_html(figure, name, "PNG")
+    return run_page(arguments.run, more)
 
 
 def _dataset(arguments: argparse.Namespace) -> Image.Image:
@@ -92,24 +158,74 @@ def _dataset(arguments: argparse.Namespace) -> Image.Image:
 
 
 def _command(arguments: argparse.Namespace) -> None:
-    picture = arguments.draw(arguments)
+    drawn = arguments.draw(arguments)
     with write_whole(arguments.output) as part:
-        picture.save(part)
+        if isinstance(drawn, str):
+            part.write_bytes(drawn.encode())
+        else:
+            drawn.save(part)
+    print(arguments.output)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segmenter_jax.visualize", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    attention = commands.add_parser(
-        "attention",
-        help="what a model attends to in a picture",
-        description="Heat maps of what the encoder's class token, a patch, or a class embedding of "
-        "the decoder attends to; every panel has its own scale.",
+    def add(name: str, draw: Callable, about: str, more: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=about, description=more or f"{about}.".capitalize()
+        )
+        command.set_defaults(draw=draw)
+        if draw is _report:
+            help_output = "file of the page; default: report.html in the workdir"
+        else:
+            help_output = "file of the picture (.png)"
+        command.add_argument("-o", "--output", required=draw is not _report, help=help_output)
+        return command
+
+    report = add(
+        "report",
+        _report,
+        "a run as one web page",
+        "Writes one HTML file of a run that needs no other file and no network: config, curves, "
+        "scores, confusion matrix, predictions and where the weights come from.",
     )
-    attention.add_argument(
-        "model", help="model directory, workdir of a run, checkpoint, or hf://OWNER/NAME"
+    report.add_argument("run", metavar="RUN", help="workdir of a run, finished or not")
+    report.add_argument(
+        "--picture", help="also features of this picture and attention to it, by the run's model"
     )
+    curves = add(
+        "curves", _curves, "losses, learning rates and scores of runs against steps, for comparison"
+    )
+    curves.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a run")
+    confusion = add("confusion", _confusion, "confusion matrix of a report")
+    confusion.add_argument("report", help=_REPORT)
+    classes = add("classes", _classes, "IoU of each class by two models, the largest gains on top")
+    classes.add_argument("reports", nargs=2, metavar="REPORT", help=_REPORT)
+    features = add(
+        "features",
+        _features,
+        "what the encoder tells apart in pictures",
+        "Colours the patches of pictures by the three principal components of the encoder's last "
+        "features; all pictures share the colours.",
+    )
+    features.add_argument("model", help=_MODEL)
+    features.add_argument("images", nargs="+", metavar="image", help="a picture")
+    _add_dataset(add("dataset", _dataset, "images of a dataset with their labels"))
+    _add_attention(
+        add(
+            "attention",
+            _attention,
+            "what a model attends to in a picture",
+            "Heat maps of what the encoder's class token, a patch, or a class embedding of the "
+            "decoder attends to; every panel has its own scale.",
+        )
+    )
+    return parser
+
+
+def _add_attention(attention: argparse.ArgumentParser) -> None:
+    attention.add_argument("model", help=_MODEL)
     attention.add_argument("image", help="a picture")
     attention.add_argument(
         "--layer", type=int, default=-1, help="from 0, or -1 for the last; default: %(default)s"
@@ -125,26 +241,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     attention.add_argument("--decoder", action="store_true", help="layers of the mask decoder")
     attention.add_argument("--rollout", action="store_true", help="follow all layers up to LAYER")
-    attention.set_defaults(draw=_attention)
 
-    curves = commands.add_parser(
-        "curves", help="loss, learning rate and mean IoU of runs against steps"
-    )
-    curves.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a run")
-    curves.set_defaults(draw=_curves)
 
-    dataset = commands.add_parser("dataset", help="images of a dataset with their labels")
+def _add_dataset(dataset: argparse.ArgumentParser) -> None:
     dataset.add_argument("dataset", help="name of the dataset")
     dataset.add_argument("--data_dir", default=DATA_DIR, help="folder of built datasets")
     dataset.add_argument("--source", help="folder to build the dataset from, if it is not built")
     dataset.add_argument("--split", default="train", help="default: %(default)s")
     dataset.add_argument("--first", type=int, default=0, help="record to begin with, from 0")
     dataset.add_argument("--count", type=int, default=12, help="records; default: %(default)s")
-    dataset.set_defaults(draw=_dataset)
-
-    for command in (attention, curves, dataset):
-        command.add_argument("-o", "--output", required=True, help="file of the picture (.png)")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +24,9 @@ from segmenter_jax.evaluation.submission import submission_name
 from segmenter_jax.inference.merging import Maps
 from segmenter_jax.inference.windows import Example
 from segmenter_jax.runtime.errors import first_few
+
+# Called with an example, its class ids (H, W) and its own confusion matrix.
+OnResult = Callable[[Example, np.ndarray, np.ndarray], None]
 
 
 def check_dataset(dataset: Dataset, description: ModelDescription) -> None:
@@ -56,7 +59,7 @@ def score(
     results: Iterable[tuple[Example, Maps]],
     spec: DatasetSpec,
     protocol: str,
-    on_result: Callable[[Example, np.ndarray], None] | None = None,
+    on_results: Sequence[OnResult] = (),
     boundary: bool = False,
     calibration: bool = False,
 ) -> SegmentationReport:
@@ -69,7 +72,7 @@ def score(
         gives them: "ids", and "confidence" for calibration.
       spec: classes and ignored label.
       protocol: how predictions were made.
-      on_result: called with each example and its class ids (H, W).
+      on_results: called for each example.
       boundary: also count boundaries, which takes longer.
       calibration: also compare confidence and accuracy.
 
@@ -79,14 +82,15 @@ def score(
     matrix, edges, bins, images = 0, 0, 0, 0
     for example, maps in results:
         label, ids = example["label"], maps["ids"]
-        matrix += confusion_matrix(label, ids, spec.num_classes, spec.ignore_label)
+        own = confusion_matrix(label, ids, spec.num_classes, spec.ignore_label)
+        matrix += own
         if boundary:
             edges += boundary_counts(label, ids, spec.num_classes, spec.ignore_label)
         if calibration:
             bins += calibration_counts(label, ids, maps["confidence"], spec.ignore_label)
         images += 1
-        if on_result is not None:
-            on_result(example, ids)
+        for on_result in on_results:
+            on_result(example, ids, own)
     k = spec.num_classes
     # Every process sums arrays of the same shapes, also one that had no examples.
     counts = {"images": np.full(1, images), "matrix": np.zeros((k, k), np.int64) + matrix}

@@ -134,11 +134,11 @@ def attention_maps(
     """
     layer = _check_choices(predictor, part, layer, patch, class_name, rollout)
     picture = predictor.read(picture)
-    image = _scaled_picture(predictor, picture)
+    image = scaled_picture(predictor, picture)
     config = predictor.model.config
     grid = patch_grid(image.shape[:2], config.patch_size)
     queries = config.num_queries if config.decoder == "eomt" else 0
-    _check_memory(grid, config.num_heads, max(config.num_classes, queries))
+    check_memory(grid, config.num_heads, max(config.num_classes, queries))
 
     if patch is None and class_name is None and not config.class_token:
         raise ValueError("the encoder has no class token; choose a patch")
@@ -196,7 +196,8 @@ def _check_choices(
     return layer % depth
 
 
-def _check_memory(grid: tuple[int, int], num_heads: int, others: int) -> None:
+def check_memory(grid: tuple[int, int], num_heads: int, others: int) -> None:
+    """Refuses a grid of patches, beside other tokens, whose attention weights are too large."""
     tokens = math.prod(grid) + others
     if (size := 4 * num_heads * tokens**2) > MAX_LAYER_BYTES:
         raise ValueError(
@@ -205,7 +206,8 @@ def _check_memory(grid: tuple[int, int], num_heads: int, others: int) -> None:
         )
 
 
-def _scaled_picture(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
+def scaled_picture(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
+    """A picture, as `Predictor.read` gives it, at the size at which the model predicts it."""
     settings = InferenceSettings.of(predictor.description)
     check_image(picture.shape, settings, predictor.model.config.in_channels)
     return scaled_image(picture, settings, 1.0)

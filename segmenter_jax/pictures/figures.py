@@ -1,9 +1,10 @@
-"""Figures with axes: attention maps, training curves, confusion matrices.
+"""Figures with axes: attention maps, training curves, scores of classes.
 
 Matplotlib is imported when a figure is made.
 """
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,10 @@ _LINE_STYLES = ("-", "--", "-.", ":")
 _PANELS = {
     "train/loss": "loss",
     "train/learning_rate": "learning rate",
+    "train/grad_norm": "norm of the gradients",
     "eval/mean_iou": "mean IoU, evaluation split",
+    "eval/pixel_accuracy": "pixel accuracy, evaluation split",
+    "eval/mean_accuracy": "mean accuracy, evaluation split",
 }
 
 # More classes than these get no names, or no numbers in the cells.
@@ -35,6 +39,11 @@ def _new_figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise ImportError("figures need Matplotlib: pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names of classes that leave room for what is drawn beside them."""
+    return [textwrap.shorten(name, 30, placeholder="...") for name in names]
 
 
 def _render(figure: Any, dpi: int = 110) -> Image.Image:
@@ -103,7 +112,7 @@ def _mark_patch(axis: Any, patch: tuple[int, int], patch_size: int) -> None:
 
 
 def curves_figure(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]]) -> Image.Image:
-    """Loss, learning rate and mean IoU against steps, several runs in each panel.
+    """Training and evaluations against steps, several runs in each panel.
 
     Args:
       runs: steps and values of every scalar, see `run_log.read_metrics`, by the name to show.
@@ -112,9 +121,14 @@ def curves_figure(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]
       An RGB picture.
     """
     shown = {n: label for n, label in _PANELS.items() if any(n in run for run in runs.values())}
-    figure = _new_figure(4.4 * len(shown), 3.6)
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, (scalar, label) in zip(axes, shown.items(), strict=True):
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure = _new_figure(4.4 * columns, 3.3 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    last = max(steps[-1] for run in runs.values() for steps, _ in run.values())
+    for axis, (scalar, label) in zip(axes, shown.items(), strict=False):
         for n, (name, run) in enumerate(runs.items()):
             if scalar in run:
                 axis.plot(
@@ -131,6 +145,7 @@ def curves_figure(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=10)
         axis.locator_params(axis="x", integer=True)
+        axis.set_xlim(0, 1.03 * last)
         axis.set_ylim(0, 1.05 * axis.dataLim.ymax)
     axes[0].legend(fontsize=10)
     return _render(figure)
@@ -150,14 +165,15 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
     count = len(classes)
     with np.errstate(invalid="ignore"):
         percent = 100 * np.true_divide(matrix, matrix.sum(axis=1, keepdims=True))
-    side = max(4.0, min(0.42 * count, 24.0))
+    # What names of so many classes need.
+    side = max(4.0, 0.42 * min(count, 40), 0.17 * count)
     figure = _new_figure(side + 2.5, side + 1.5)
     axis = figure.subplots()
     shown = axis.imshow(percent, cmap="cividis", vmin=0, vmax=100)
-    font = 10 if count <= 40 else max(4, 400 / count)
+    font = 10 if count <= 40 else 8
     if count <= _MAX_NAMED_CLASSES:
-        axis.set_xticks(range(count), classes, rotation=90, fontsize=font)
-        axis.set_yticks(range(count), classes, fontsize=font)
+        axis.set_xticks(range(count), _short(classes), rotation=90, fontsize=font)
+        axis.set_yticks(range(count), _short(classes), fontsize=font)
     if count <= _MAX_NUMBERED_CLASSES:
         for (row, column), value in np.ndenumerate(percent):
             if np.isfinite(value):
@@ -169,6 +185,38 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str], title: str) -> 
     axis.set_ylabel("label", fontsize=12)
     axis.set_title(title, fontsize=11)
     figure.colorbar(shown, ax=axis, shrink=0.8, label="% of the label's pixels")
+    return _render(figure)
+
+
+def classes_figure(iou: Mapping[str, np.ndarray], classes: Sequence[str]) -> Image.Image:
+    """Bars of the IoU of each class by several models, the largest gains of the last one on top.
+
+    Args:
+      iou: float (K,) by the name of the model, NaN where a class has none; at least one.
+      classes: K names.
+
+    Returns:
+      An RGB picture; beside a class, how many points the last model is above the first.
+    """
+    first, last = np.array([*iou.values()])[[0, -1]] * 100
+    gain = last - first if len(iou) > 1 else last
+    order = np.argsort(np.where(np.isnan(gain), -np.inf, gain), kind="stable")
+    height = 0.8 / len(iou)
+    figure = _new_figure(8.0, 1.2 + 0.17 * (1 + len(iou)) * len(classes))
+    axis = figure.subplots()
+    for n, (name, values) in enumerate(iou.items()):
+        places = np.arange(len(classes)) + 0.4 - (n + 0.5) * height
+        color = _LINE_COLORS[n % len(_LINE_COLORS)]
+        label = f"{name}, mean {100 * np.nanmean(values):.1f}"
+        axis.barh(places, 100 * np.asarray(values)[order], height, color=color, label=label)
+    for place, i in enumerate(order):
+        if len(iou) > 1 and np.isfinite(gain[i]):
+            axis.text(101, place, f"{gain[i]:+.1f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(classes)), _short([classes[i] for i in order]), fontsize=9)
+    axis.set(xlim=(0, 100), ylim=(-0.6, len(classes) - 0.4))
+    axis.set_xlabel("IoU, %", fontsize=11)
+    axis.grid(alpha=0.3, axis="x")
+    figure.legend(fontsize=10, loc="outside upper center")
     return _render(figure)
 
 

@@ -96,7 +96,7 @@ def viewer_html(
     height, width = ids.shape
     painted = palette_image(ids, colors) if len(classes) <= _BYTE else None
     painted = painted or Image.fromarray(colorize(ids, colors))
-    mask = _data_url(painted)
+    mask = data_url(painted)
     narrow = Image.fromarray(ids.astype(np.uint8 if len(classes) <= _BYTE else np.uint16))
     shown = Image.fromarray(as_rgb(image))
     shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
@@ -104,16 +104,16 @@ def viewer_html(
     links = "".join(
         f'<a href="{address}" download="{html.escape(stem)}_{kind}.png">{text}</a>'
         for kind, address, text in (
-            ("ids", _data_url(narrow), "Download class ids (PNG)"),
+            ("ids", data_url(narrow), "Download class ids (PNG)"),
             ("colors", mask, "Download colours (PNG)"),
         )
     )
     return (
         f'<div class="seg-figure" data-width="{width}" data-height="{height}" '
         f'data-classes="{names}">'
-        f'<img class="seg-picture" src="{_data_url(shown, "JPEG")}" alt="picture">'
+        f'<img class="seg-picture" src="{data_url(shown, "JPEG")}" alt="picture">'
         f'<img class="seg-mask" style="opacity: 0.5" src="{mask}" alt="classes">'
-        f'<img class="seg-values" src="{_data_url(_values(ids, confidence, shown.size))}" alt="">'
+        f'<img class="seg-values" src="{data_url(_values(ids, confidence, shown.size))}" alt="">'
         '</div><output class="seg-pixel">Point at a pixel; click for attention.</output>'
         '<div class="seg-bar"><label>Opacity <input class="seg-opacity" type="range" min="0" '
         f'max="100" value="50"></label>{links}</div>{_legend(ids, classes, colors)}'
@@ -143,7 +143,8 @@ def _values(ids: np.ndarray, confidence: np.ndarray, size: tuple[int, int]) -> I
     return Image.fromarray(planes).resize(size, Image.Resampling.NEAREST)
 
 
-def _data_url(picture: Image.Image, form: str = "PNG") -> str:
+def data_url(picture: Image.Image, form: str = "PNG") -> str:
+    """An address that holds a picture itself, for pages that refer to no other file."""
     content = io.BytesIO()
     picture.save(content, form, quality=90)
     return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

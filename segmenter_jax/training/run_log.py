@@ -111,7 +111,9 @@ def _rows(path: epath.Path) -> Iterator[dict[str, Any]]:
     """Lines of a log, but for one that is half written or was cut short by a kill."""
     for line in path.read_text().splitlines():
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row
 
 
 def read_metrics(run: os.PathLike | str) -> dict[str, tuple[list[int], list[float]]]:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -16,7 +16,9 @@ from segmenter_jax.checkpoints.model_dir import WORKDIR_MODELS, load_description
 from segmenter_jax.data.pipeline import eval_examples
 from segmenter_jax.data.transforms import EvalTransform
 from segmenter_jax.evaluation.metrics import SegmentationReport
-from segmenter_jax.evaluation.scoring import score
+from segmenter_jax.evaluation.report_file import REPORT_FILE
+from segmenter_jax.evaluation.scoring import OnResult, score
+from segmenter_jax.evaluation.worst import WorstImages
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.pictures import overlay
 from segmenter_jax.runtime.console import logger
@@ -28,8 +30,8 @@ from segmenter_jax.training.stop_request import StopRequest
 
 BEST, LATEST = WORKDIR_MODELS
 
-REPORT_FILE = "report.json"
 PREDICTIONS_FOLDER = "predictions"
+WORST_FILE = "worst.png"
 
 # Logged by every evaluation that was finished.
 SCORE = "eval/mean_iou"
@@ -43,7 +45,7 @@ class Validation:
 
         Args:
           experiment: the run.
-          workdir: receives `model/`, `predictions/` and `report.json`.
+          workdir: receives `model/`, `predictions/`, `report.json` and `worst.png`.
           log: receives scalars and pictures.
         """
         self._experiment, self._workdir, self._log = experiment, workdir, log
@@ -69,17 +71,22 @@ class Validation:
           The totals; None after a stop.
         """
         local = sharding.local_copy(params, self._experiment.program.mesh)
-        report = self._evaluate(local, step, stop)
+        report, worst = self._evaluate(local, step, stop)
         if stop.agreed_now():
             return None
         totals = report.totals()
         logger.info("step %d  %s", step, report.summary())
         self._save(params, report, step)
+        if jax.process_index() == 0 and (sheet := worst.sheet()):
+            with write_whole(self._workdir / WORST_FILE) as part:
+                sheet.save(part)
         # Last: a logged evaluation is one that need not be done again.
         self._log.scalars(step, {f"eval/{name}": value for name, value in totals.items()})
         return totals
 
-    def _evaluate(self, params: Any, step: int, stop: StopRequest) -> SegmentationReport:
+    def _evaluate(
+        self, params: Any, step: int, stop: StopRequest
+    ) -> tuple[SegmentationReport, WorstImages]:
         experiment = self._experiment
         spec = experiment.dataset.spec
         source = experiment.dataset.source(experiment.config.dataset.eval_split)
@@ -91,18 +98,20 @@ class Validation:
             num_threads=experiment.config.loader.num_threads,
         )
         with contextlib.closing(examples):
-            on_result = self._picture_writer(step)
+            worst = WorstImages(spec)
+            on_results = self._picture_writer(step), worst.add
             wanted = itertools.takewhile(lambda _: stop.received is None, examples)
             results = self._engine.predict(params, wanted)
-            return score(results, spec, self._engine.settings.protocol(), on_result)
+            return score(results, spec, self._engine.settings.protocol(), on_results), worst
 
-    def _picture_writer(self, step: int) -> Callable[[Mapping[str, Any], np.ndarray], None]:
+    def _picture_writer(self, step: int) -> OnResult:
         """Writes the first examples, as image, label and prediction side by side."""
         spec = self._experiment.dataset.spec
         remaining = self._experiment.config.eval.num_pictures if jax.process_index() == 0 else 0
         folder = self._workdir / PREDICTIONS_FOLDER
 
-        def write(example: Mapping[str, Any], ids: np.ndarray) -> None:
+        def write(example: Mapping[str, Any], ids: np.ndarray, matrix: np.ndarray) -> None:
+            del matrix
             nonlocal remaining
             if not remaining:
                 return

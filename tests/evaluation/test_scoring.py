@@ -22,10 +22,11 @@ def test_results_are_handed_out_as_they_are_counted():
             label = np.zeros((6, 7), np.uint8)
             yield {"label": label, "name": name}, {"ids": np.ones((6, 7), np.uint8)}
 
-    def on_result(example, ids):
+    def on_result(example, ids, matrix):
         seen.append((example["name"], ids.shape, len(read)))
+        assert matrix[0, 1] == 6 * 7
 
-    report = score(results(), SPEC, "protocol", on_result)
+    report = score(results(), SPEC, "protocol", [on_result])
     assert seen == [("a", (6, 7), 1), ("b", (6, 7), 2)]
     assert report.matrix[0, 1] == report.num_pixels == 2 * 6 * 7
     assert report.num_images == 2 and report.protocol == "protocol"

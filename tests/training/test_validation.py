@@ -56,6 +56,8 @@ def test_evaluation_leaves_report_models_pictures_and_numbers(run, experiment):
     report = json.loads((workdir / "report.json").read_text())
     assert report["mean_iou"] == pytest.approx(totals["mean_iou"])
     assert read_metrics(workdir)["eval/mean_iou"] == ([5], [totals["mean_iou"]])
+    # Three pictures with their names, in two columns.
+    assert Image.open(workdir / "worst.png").width > 6 * 240
     assert sorted(p.name for p in (workdir / "predictions").iterdir()) == [
         "scene_0.png",
         "scene_1.png",

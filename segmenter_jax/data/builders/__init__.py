@@ -6,10 +6,9 @@ from segmenter_jax.data.builders.benchmarks import (
     ADE20K,
     CamVid,
     Cityscapes,
-    PascalContext,
-    PascalContext59,
 )
 from segmenter_jax.data.builders.folder import Folder
+from segmenter_jax.data.builders.pascal_context import PascalContext, PascalContext59
 from segmenter_jax.data.builders.rgbt_glass import RGBTGlass
 from segmenter_jax.data.builders.shapes import Shapes
 

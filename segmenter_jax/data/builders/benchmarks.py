@@ -79,47 +79,6 @@ class Cityscapes(Benchmark, skip_registration=True):
         return kinds[0] if kinds else "labelIds"
 
 
-class PascalContext(Benchmark, skip_registration=True):
-    """Pascal Context, 59 classes and background."""
-
-    dataset_spec = specs.PASCAL_CONTEXT
-    counts: ClassVar = {"train": 4996, "validation": 5104}
-    layout = (
-        "VOCdevkit/VOC2010 with JPEGImages/*.jpg, SegmentationClassContext/*.png and "
-        "ImageSets/SegmentationContext/{train,val}.txt"
-    )
-
-    def find_files(self, problems: list[str]) -> tuple[Paths, Paths]:
-        """The images and labels that the lists of the two splits name."""
-        images: Paths = {}
-        labels: Paths = {}
-        for split, listed in (("train", "train"), ("validation", "val")):
-            suffix = f"ImageSets/SegmentationContext/{listed}.txt"
-            lists = [path for path in self._files.paths if f"/{path}".endswith(f"/{suffix}")]
-            if len(lists) != 1:
-                problems.append(
-                    f"{self._files.root}: {len(lists)} files {suffix}, but one is expected; "
-                    f"the layout is {self.layout}"
-                )
-                continue
-            root = lists[0].removesuffix(suffix)
-            for name in self._files.read(lists[0]).decode("utf-8-sig").split():
-                image = f"{root}JPEGImages/{name}.jpg"
-                label = f"{root}SegmentationClassContext/{name}.png"
-                for path, paths in ((image, images), (label, labels)):
-                    if path in self._files:
-                        paths.setdefault(split, {})[name] = path
-                if image not in self._files and label not in self._files:
-                    problems.append(f"{image}: missing, but named in {lists[0]}")
-        return images, labels
-
-
-class PascalContext59(PascalContext, skip_registration=True):
-    """Pascal Context without the background class."""
-
-    dataset_spec = specs.PASCAL_CONTEXT_59
-
-
 class CamVid(Benchmark, skip_registration=True):
     """CamVid in 11 classes, as folders of images and labels."""
 
