@@ -91,7 +91,9 @@ class Programs:
         d = self.description
         settings = dataclasses.replace(self.settings, batch_size=self.windows)
         device = self.topology.devices[:1]
-        return SlidingWindow(self.train.model, settings, mean=d.mean, std=d.std, devices=device)
+        return SlidingWindow(
+            self.train.eval_model, settings, mean=d.mean, std=d.std, devices=device
+        )
 
 
 def programs(

@@ -62,6 +62,11 @@ class TrainProgram:
         check_decoder(self.model.config.decoder)
         object.__setattr__(self, "model", self.model.clone(mesh=self.mesh))
 
+    @property
+    def eval_model(self) -> Segmenter:
+        """The network of `TrainState.eval_params`."""
+        return self.model.clone(config=dataclasses.replace(self.model.config, head_norm="none"))
+
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state: what initialisation and restoring aim at."""
         params = abstract_params(self.model.config)

@@ -50,12 +50,10 @@ class Validation:
         """
         self._experiment, self._workdir, self._log = experiment, workdir, log
         d, program = experiment.description, experiment.program
-        # What is evaluated and kept has the norm before its head folded in.
-        plain = program.model.clone(config=dataclasses.replace(d.model, head_norm="none"))
         # Hosts see different numbers of windows, so each works on its own devices.
         devices = [x for x in program.mesh.devices.flat if x.process_index == jax.process_index()]
         self._engine = SlidingWindow(
-            plain, experiment.settings, mean=d.mean, std=d.std, devices=devices
+            program.eval_model, experiment.settings, mean=d.mean, std=d.std, devices=devices
         )
         self._best = self._saved_score()
 

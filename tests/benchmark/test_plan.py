@@ -9,7 +9,7 @@ import re
 import pytest
 
 from segmenter_jax.benchmark.cli import main
-from segmenter_jax.benchmark.plan_programs import dataset_spec
+from segmenter_jax.benchmark.plan_programs import dataset_spec, programs
 from segmenter_jax.benchmark.topologies import describe
 from segmenter_jax.runtime.config_flag import read_config
 from segmenter_jax.training import sharding
@@ -111,6 +111,13 @@ def test_a_plan_tells_the_memory_of_merging_beside_the_train_state(planned):
     assert merging["memory"]["train state"] == held + forward["params"]
     assert merging["fits"] and 0 < merging["memory"]["results"] < merging["memory"]["arguments"]
     assert merging["estimate"]["ms"] > 0
+
+
+@needs_libtpu
+def test_a_norm_before_the_head_is_folded_in_what_is_evaluated():
+    linear = ("--config.model.decoder=linear", "--config.model.head_norm=batch")
+    config = read_config("quickstart", [*TINY, *linear])
+    assert programs(config, describe("v5e:2x4")).evaluation().total > 0
 
 
 @needs_libtpu
