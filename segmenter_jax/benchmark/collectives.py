@@ -12,7 +12,7 @@ from segmenter_jax.benchmark.hlo import Instruction, instructions
 from segmenter_jax.benchmark.measure import Result, compile_timed
 from segmenter_jax.benchmark.step import StepSettings
 from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.training.state import TrainState
+from segmenter_jax.models.params import Params
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -113,7 +113,7 @@ def _group(line: str) -> int | None:
     return None
 
 
-def minimum_bytes(state: TrainState, num_devices: int) -> float:
+def minimum_bytes(params: Params, num_devices: int) -> float:
     """Least number of bytes that every device must send in one step.
 
     A parameter that every device holds costs the sum of its gradient over all devices. One that is
@@ -121,11 +121,11 @@ def minimum_bytes(state: TrainState, num_devices: int) -> float:
     other devices hold of the same piece is summed as well.
 
     Args:
-      state: shapes and shardings of the train state.
+      params: shapes and shardings of those that are trained.
       num_devices: of the mesh.
     """
     total = 0.0
-    for leaf in jax.tree.leaves(state.params):
+    for leaf in jax.tree.leaves(params):
         size = leaf.size * leaf.dtype.itemsize
         piece = int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         pieces = size // piece
@@ -170,7 +170,7 @@ def benchmark_collectives(config: SegmenterConfig, settings: StepSettings, show:
     found = collectives_of(instructions(compiled.as_text()), mesh.size)
     result: Result = {"mesh": dict(mesh.shape)}
     result["parameters_mb"] = sum(x.size * 4 for x in jax.tree.leaves(target.params)) / 1e6
-    result |= summarise_collectives(found, minimum_bytes(target, mesh.size))
+    result |= summarise_collectives(found, minimum_bytes(target.params, mesh.size))
     for number, c in enumerate(sorted(found, key=lambda c: -c.moved)[:show], start=1):
         result[f"largest_{number}"] = (
             f"{c.moved / 1e6:.2f} MB {c.kind} {c.type} x{c.times} over {c.group}: {c.source[:80]}"

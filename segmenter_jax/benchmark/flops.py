@@ -48,6 +48,19 @@ def forward_flops(config: SegmenterConfig) -> dict[str, int]:
     return work | {"decoder": decoder + projections + 2 * patches * classes * width}
 
 
+def train_flops(config: SegmenterConfig, freeze_encoder: bool = False) -> int:
+    """Matmul FLOPs of one image's part of a training step, as `forward_flops` counts them.
+
+    Args:
+      config: the network.
+      freeze_encoder: the encoder has no backward pass.
+    """
+    return sum(
+        work * (TRAIN_FACTOR if part == "decoder" or not freeze_encoder else 1)
+        for part, work in forward_flops(config).items()
+    )
+
+
 def _queries(config: SegmenterConfig, patches: int) -> dict[str, int]:
     """Parts of `forward_flops` that are others with the decoder "eomt"."""
     width, queries, block = config.width, config.num_queries, config.encoder_block()

@@ -21,6 +21,7 @@ from segmenter_jax.benchmark.measure import Result
 from segmenter_jax.benchmark.plan_programs import Compiled, Programs
 from segmenter_jax.models.params import abstract_params
 from segmenter_jax.runtime.errors import first_line
+from segmenter_jax.training.state import split_params
 
 # Share of the memory left for batches on their way to the device, small programs, and gaps.
 RESERVE = 0.05
@@ -70,10 +71,11 @@ def plan_step(parts: Programs) -> Result:
     program = compiled.instructions()
     result = _memory(compiled, spec.memory_gib)
     found = collectives_of(program, mesh.size)
-    result["collectives"] = summarise_collectives(found, minimum_bytes(state, mesh.size))
-    model = parts.description.model
+    options, model = parts.train.options, parts.description.model
+    trained, _ = split_params(state.params, options)
+    result["collectives"] = summarise_collectives(found, minimum_bytes(trained, mesh.size))
     result["attention"] = _attention(program, parts)
-    work = flops.TRAIN_FACTOR * sum(flops.forward_flops(model).values())
+    work = flops.train_flops(model, options.freeze_encoder)
     result["gflops_per_image"] = work / 1e9
     return result | _times(program, parts, parts.config.batch_size, mesh.size, work)
 

@@ -95,7 +95,7 @@ def benchmark_step(config: SegmenterConfig, settings: StepSettings, timing: Timi
     times = summarise(time_calls(step, timing.steps, timing.warmup))
     timing.trace(step)
     images_per_s = 1e3 * settings.batch_size / times["step_ms"]
-    work = flops.TRAIN_FACTOR * sum(flops.forward_flops(config).values())
+    work = flops.train_flops(config)
     return {
         "images_per_s": images_per_s,
         **times,

@@ -56,6 +56,10 @@ def test_forward_work_of_the_linear_decoder_is_the_compiled_one():
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
     work = {"embedding": 2 * 16 * 768 * width, "encoder": block, "decoder": 2 * 16 * width * 5}
     assert flops.forward_flops(config) == work
+    # The backward pass has two products for each of the forward pass, where there is one.
+    assert flops.train_flops(config) == 3 * sum(work.values())
+    frozen = flops.train_flops(config, freeze_encoder=True)
+    assert frozen == sum(work.values()) + 2 * work["decoder"]
 
 
 def test_forward_work_of_the_decoder_with_queries_is_the_compiled_one():

@@ -149,7 +149,7 @@ def canvas_procedure(model, params, image, settings):
     flip=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_engine_is_the_canvas_procedure(sizes, window, stride, base_size, scales, flip, seed):
     rng = np.random.default_rng(seed)
     model = PatchMeans()
