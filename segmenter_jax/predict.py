@@ -59,7 +59,9 @@ def _command(arguments: argparse.Namespace) -> int:
     prepare_compilation()
     if arguments.shard and arguments.engine == "ray":
         raise ValueError("--engine ray shares the work out itself: leave --shard out")
-    plan = planned_outputs(arguments.inputs)
+    if arguments.tar and arguments.engine == "ray":
+        raise ValueError("--engine ray takes no tar files: share them out with --shard")
+    plan = planned_outputs(arguments.inputs, arguments.tar)
     if arguments.shard:
         plan.keep_shard(*arguments.shard)
     folder = pathlib.Path(arguments.output).expanduser()
@@ -193,6 +195,12 @@ def _parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         help='files, folders, which are mirrored, or patterns like "a/**/*.jpg"',
+    )
+    parser.add_argument(
+        "--tar",
+        action="store_true",
+        help="inputs are tar files of pictures (WebDataset); each gets a tar file of results in "
+        "tar/ with members such as KEY.ids.png",
     )
     parser.add_argument("-o", "--output", required=True, help="folder of the results")
     parser.add_argument(

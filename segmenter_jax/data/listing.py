@@ -126,11 +126,17 @@ def only(
 ) -> Iterator[tuple[str, Path]]:
     """Leaves out files with other suffixes than these, which are in lower case."""
     for path, place in files:
-        if path.lower().endswith(tuple(suffixes)):
-            yield path, place
+        if reason := unread_suffix(path, suffixes):
+            left_out.setdefault(reason, []).append(path)
         else:
-            suffix = PurePosixPath(path).suffix.lower()
-            left_out.setdefault(f"not read ({suffix or 'no suffix'})", []).append(path)
+            yield path, place
+
+
+def unread_suffix(path: str, suffixes: Sequence[str]) -> str | None:
+    """Why a file does not count that has none of these suffixes, which are in lower case."""
+    if path.lower().endswith(tuple(suffixes)):
+        return None
+    return f"not read ({PurePosixPath(path).suffix.lower() or 'no suffix'})"
 
 
 @dataclasses.dataclass(frozen=True)

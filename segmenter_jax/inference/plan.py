@@ -17,6 +17,7 @@ from segmenter_jax.data.listing import (
     printable,
 )
 from segmenter_jax.inference.results import is_result
+from segmenter_jax.inference.tar_files import TAR_SUFFIX, is_tar
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES
 
 # Rows that are in memory at a time.
@@ -125,49 +126,58 @@ def _path(name: bytes) -> pathlib.Path:
     return pathlib.Path(os.fsdecode(name))
 
 
-def planned_outputs(inputs: Sequence[str]) -> Plan:
+def planned_outputs(inputs: Sequence[str], tars: bool = False) -> Plan:
     """What to read, and the names of its results.
 
     Args:
       inputs: files; folders, whose pictures and videos are taken by the rule of `data.listing` and
         mirrored; and patterns such as "photos/**/*.jpg", mirrored below their fixed part.
+      tars: take tar files, and nothing else.
 
     Raises:
-      ValueError: an input does not exist or matches nothing, a folder has no pictures but results
-        of earlier runs, which are left out, or two files would have the same results.
+      ValueError: an input does not exist or matches nothing, or is not what is taken, a folder has
+        no pictures but results of earlier runs, which are left out, or two files would have the
+        same results.
     """
-    plan = Plan()
+    plan, what = Plan(), "tar files" if tars else "pictures"
     for order, name in enumerate(inputs):
         results = count = 0
-        for path, below in _expand(name):
+        for path, below in _expand(name, tars):
             count += 1
             if is_result(path, below):
                 results += 1
             else:
                 plan.add(path, order, below)
         if results and results == count:
-            raise ValueError(f"{name}: no pictures but {results} results of earlier runs")
+            raise ValueError(f"{name}: no {what} but {results} results of earlier runs")
         if results:
             print(f"{name}: left out: {results} results of earlier runs", file=sys.stderr)
     plan.settle()
     return plan
 
 
-def _expand(name: str) -> Iterator[tuple[pathlib.Path, pathlib.PurePath]]:
+def _expand(name: str, tars: bool) -> Iterator[tuple[pathlib.Path, pathlib.PurePath]]:
     """Files of one input, and their paths below it; says what was left out."""
     path = pathlib.Path(name).expanduser()
     left_out: dict[str, list[str]] = {}
+    what, suffixes = "pictures", IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    if tars:
+        what, suffixes = "tar files", (TAR_SUFFIX,)
     if path.is_dir():
-        found, problem = iter_folder(path, left_out), "no pictures in this folder"
+        found, problem = iter_folder(path, left_out), f"no {what} in this folder"
     elif path.exists():
+        if is_tar(path) and not tars:
+            raise ValueError(f"{name}: a tar file, the pictures of which --tar segments")
+        if tars and not is_tar(path):
+            raise ValueError(f"{name}: no tar file ({TAR_SUFFIX}), and --tar takes nothing else")
         yield path, pathlib.PurePath(path.name)
         return
     elif glob.has_magic(name):
-        found, problem = iter_pattern(path), "no pictures match"
+        found, problem = iter_pattern(path), f"no {what} match"
     else:
         raise ValueError(f"{name}: no such file or folder")
     nothing = True
-    for below, place in only(found, IMAGE_SUFFIXES + VIDEO_SUFFIXES, left_out):
+    for below, place in only(found, suffixes, left_out):
         nothing = False
         yield place, pathlib.PurePath(below)
     text = describe_left_out(left_out)

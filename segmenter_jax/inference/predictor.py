@@ -132,13 +132,16 @@ class Predictor:
           ValueError: it cannot be read, or has another type or number of channels.
           OSError: there is no such file.
         """
-        channels = self.description.model.in_channels
         if isinstance(picture, str | os.PathLike):
-            path = pathlib.Path(picture).expanduser()
-            return decode_image(path.read_bytes(), os.fspath(picture), channels=channels)
+            return self.decode(pathlib.Path(picture).expanduser().read_bytes(), os.fspath(picture))
+        channels = self.description.model.in_channels
         if isinstance(picture, Image.Image):
             picture = _pixels_of(ImageOps.exif_transpose(picture), channels)
         return _channels_of(np.asarray(picture), channels)
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """As `read`, of an encoded picture; `name` is for errors."""
+        return decode_image(data, name, channels=self.description.model.in_channels)
 
     def _apply(
         self,

@@ -79,6 +79,8 @@ class Records:
     def forget(self, results: Iterable[str], failed: Iterable[pathlib.Path] = ()) -> None:
         """Removes records, before their results are touched; `RECORDS_FILE` exists from then on.
 
+        With a tar file go the records of what is in it.
+
         Args:
           results: to be made again.
           failed: sources to be tried again.
@@ -91,9 +93,8 @@ class Records:
 
     def add(self, records: Iterable[Record]) -> None:
         """Adds records of results that are whole, and failures."""
-        lines = "".join(map(_line, records))
         with naming(self._file), open(self._file, "a", encoding="utf-8") as file:
-            file.write(lines)
+            file.writelines(map(_line, records))
 
 
 def gather(folder: pathlib.Path, count: int | None = None) -> None:
@@ -124,7 +125,9 @@ def manifest(folder: pathlib.Path) -> Iterator[Record]:
     lines = _Lines()
     for file in (folder / RECORDS_FILE, *_shard_files(folder)):
         lines.read(file, own=True)
-    for _, records in itertools.groupby(lines.by_source(), lambda record: record["source"]):
+    # Of a tar file the pictures are listed, and itself where it failed.
+    listed = (record for record in lines.by_source() if "save" not in record)
+    for _, records in itertools.groupby(listed, lambda record: record["source"]):
         entry = dict.fromkeys(_OF_SOURCE) | {"results": []}
         for record in records:
             entry |= {name: record[name] for name in _OF_SOURCE if name in record}
@@ -155,13 +158,20 @@ class _Lines:
         return row and json.loads(row[0])
 
     def forget(self, keys: Iterable[str], hide: bool) -> None:
-        """Removes lines, or puts such in their place that hide them in files read before."""
-        if not hide:
-            self._base.executemany("DELETE FROM lines WHERE key = ?", ((_ascii(k),) for k in keys))
-            return
+        """Removes lines of these keys and of what is below them.
+
+        Args:
+          keys: of the lines.
+          hide: put such in their place that hide them in files read before.
+        """
+        change = "DELETE FROM lines"
+        if hide:
+            line = """'{"result": ' || key || '}' || char(10)"""
+            change = f"UPDATE lines SET own = 1, source = 'null', line = {line}"
+        # "0" is what follows "/".
         self._base.executemany(
-            "UPDATE lines SET own = 1, source = 'null', line = ? WHERE key = ?",
-            ((_line({"result": key}), _ascii(key)) for key in keys),
+            f"{change} WHERE key = ?1 || '\"' OR (key > ?1 || '/' AND key < ?1 || '0')",
+            ((_ascii(key)[:-1],) for key in keys),
         )
 
     def write(self, file: pathlib.Path, hidden: bool = True) -> None:

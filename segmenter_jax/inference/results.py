@@ -1,4 +1,4 @@
-"""The results of pictures and videos as files in a folder."""
+"""The results of pictures, videos and tar files as files in a folder."""
 
 import contextlib
 import dataclasses
@@ -16,14 +16,26 @@ from segmenter_jax.inference.facts import Facts
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.merging import Maps
 from segmenter_jax.inference.records import RECORDS_FILE, Record, Records, failure, source_record
+from segmenter_jax.inference.tar_files import (
+    TAR_SUFFIX,
+    TarPicture,
+    TarResults,
+    encoded,
+    is_tar,
+    write_tar,
+)
 from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame, write_video
+from segmenter_jax.runtime.errors import DataError
 from segmenter_jax.runtime.files import naming, write_whole
 
 # What can be saved, each kind in a folder of that name.
 SAVED = ("overlay", "ids", "palette", "confidence")
+# Holds tar files of all kinds.
+_TAR = "tar"
 _LEGEND = "legend.png"
+_OVERLAY_QUALITY = 92
 
 # Of results that are not there, and so need no other reason to be made.
 MISSING = "missing"
@@ -43,7 +55,8 @@ def is_result(path: pathlib.Path, below: pathlib.PurePath) -> bool:
     """
     inner = zip(path.parents, reversed(below.parts), strict=False)
     return any(
-        name in (*SAVED, _LEGEND) and (folder / RECORDS_FILE).exists() for folder, name in inner
+        name in (*SAVED, _TAR, _LEGEND) and (folder / RECORDS_FILE).exists()
+        for folder, name in inner
     )
 
 
@@ -127,7 +140,7 @@ class Results:
 
     def start(self, paths: Iterable[pathlib.Path]) -> None:
         """Forgets what is recorded of inputs whose results are to be made."""
-        targets = (self._result(kind, path) for path in paths for kind in self._wanted.kinds)
+        targets = (self._result(kind, path) for path in paths for kind in self._kinds(path))
         self._records.forget(targets, failed=paths)
 
     def begin(self, path: pathlib.Path) -> None:
@@ -135,8 +148,13 @@ class Results:
 
         Raises:
           OSError: it is gone.
+          DataError: it lies where a result is to be.
         """
-        self._begun[path] = (self._expected_records(path), Facts(self._description.classes))
+        records = self._expected_records(path)
+        targets = [self.folder / record["result"] for record in records]
+        if any(target.exists() and target.samefile(path) for target in targets):
+            raise DataError(f"{path}: a result would replace it; choose another output folder")
+        self._begun[path] = (records, Facts(self._description.classes))
 
     def finish(self, path: pathlib.Path, seconds: float | None = None) -> None:
         """Records that the results of an input were written, and what they show."""
@@ -160,7 +178,32 @@ class Results:
         self._begun[path][1].add(maps)
         for kind in self._wanted.kinds:
             with write_whole(self._target(kind, path)) as part:
-                self._render(kind, image, maps).save(part, quality=92)
+                self._render(kind, image, maps).save(part, quality=_OVERLAY_QUALITY)
+
+    def open_tar(self, path: pathlib.Path) -> contextlib.AbstractContextManager[TarResults]:
+        """Writes the results of a tar file in the block; they and records appear at its end."""
+        (record,) = self._begun[path][0]
+        return write_tar(self.folder, record["result"], source_record(path), self._records.add)
+
+    def write_tar_picture(
+        self,
+        tar: TarResults,
+        picture: TarPicture,
+        image: np.ndarray,
+        maps: Maps,
+        seconds: float | None = None,
+    ) -> None:
+        """Writes all results of a picture of a tar file."""
+        facts = Facts(self._description.classes)
+        facts.add(maps)
+        self.facts.include(facts.counts())
+        found = self._made_by | facts.record() | {"seconds": seconds}
+        results = []
+        for kind in self._wanted.kinds:
+            suffix = _suffix(kind)
+            data = encoded(self._render(kind, image, maps), suffix, quality=_OVERLAY_QUALITY)
+            results.append((f".{kind}{suffix}", data, found | self._options(kind)))
+        tar.add(picture, results)
 
     def write_video(self, path: pathlib.Path, frames: Iterable[tuple[Frame, Maps]]) -> None:
         """Writes all results of a video: a video of overlays, folders of anything else."""
@@ -214,7 +257,7 @@ class Results:
         """A result's path below the folder."""
         stem = self._planned[path]
         if not is_video(path):
-            suffix = ".jpg" if kind == "overlay" else ".png"
+            suffix = _suffix(kind)
         elif kind == "overlay":
             own = ".gif" if path.suffix.lower() == ".gif" else ".mp4"
             suffix = self._wanted.video_suffix or own
@@ -225,11 +268,23 @@ class Results:
     def _expected_records(self, path: pathlib.Path) -> list[Record]:
         source = source_record(path) | self._made_by
         return [
-            {"result": self._result(kind, path)}
-            | source
-            | ({"alpha": self._wanted.alpha} if kind == "overlay" else {})
-            for kind in self._wanted.kinds
+            {"result": self._result(kind, path)} | source | self._options(kind)
+            for kind in self._kinds(path)
         ]
+
+    def _kinds(self, path: pathlib.Path) -> tuple[str, ...]:
+        return (_TAR,) if is_tar(path) else self._wanted.kinds
+
+    def _options(self, kind: str) -> Record:
+        """What else the user chose that shows in a result."""
+        saved = sorted(self._wanted.kinds) if kind == _TAR else [kind]
+        options: Record = {"alpha": self._wanted.alpha} if "overlay" in saved else {}
+        return options | ({"save": saved} if kind == _TAR else {})
+
+
+def _suffix(kind: str) -> str:
+    """Of the results of pictures and tar files."""
+    return {"overlay": ".jpg", _TAR: TAR_SUFFIX}.get(kind, ".png")
 
 
 def _difference(found: Record | None, expected: Record) -> str:
@@ -238,11 +293,11 @@ def _difference(found: Record | None, expected: Record) -> str:
         return "not recorded what made them"
     if found.get("model") != expected["model"]:
         return "made by another model"
-    settings = [
-        name
-        for name, value in (expected["protocol"] | {"alpha": expected.get("alpha")}).items()
-        if (found.get("protocol", {}) | {"alpha": found.get("alpha")}).get(name) != value
-    ]
+    before, now = (
+        record.get("protocol", {}) | {name: record.get(name) for name in ("alpha", "save")}
+        for record in (found, expected)
+    )
+    settings = [name for name, value in now.items() if before.get(name) != value]
     if settings:
         return f"made with another {' and '.join(settings)}"
     return "made of another file, or one that changed since"

@@ -44,6 +44,10 @@ class Progress:
             self._reported = now
             print(self._line(now - self._first), file=sys.stderr, flush=True)
 
+    def reach(self, count: int) -> None:
+        """So many are done in all."""
+        self.update(count - self._done)
+
     def _line(self, seconds: float) -> str:
         of = f" of {self._total}" if self._total else ""
         line = f"{self._name}: " * bool(self._name) + f"{self._done}{of} {self._unit}s"
