@@ -97,9 +97,11 @@ def kernels_of(program: list[Instruction], spec: DeviceSpec, head_dim: int) -> l
     for line in program:
         if line.opcode != "custom-call" or not (target := _KERNEL.search(line.text)):
             continue
-        shape = line.arrays[0].shape
-        if len(shape) not in (3, 4):
+        # Splash writes scratch of one block before its results, and wider sums after them.
+        whole = [array for array in line.arrays if len(array.shape) in (3, 4)]
+        if not whole:
             continue
+        shape = max(whole, key=lambda array: (array.shape[-1] == head_dim, array.size)).shape
         name = f"{line.source} {line.name.rstrip('.0123456789')} {target[1]}"
         products = next(n for pattern, n in _PRODUCTS if re.search(pattern, name))
         # (B, heads, T, d), (B, T, heads, d) or (B, T, heads * d): T is the longer where heads are.

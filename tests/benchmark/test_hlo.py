@@ -75,6 +75,17 @@ def test_time_is_cycles_by_rounds_kernels_by_work_and_collectives_by_bytes(progr
     }
 
 
+def test_kernels_that_write_more_than_results_count_by_those():
+    text = """HloModule step
+ENTRY %main (p0: bf16[2,384,72]) -> f32[] {
+  %splash_mha_fwd.2 = (f32[128,72]{1,0}, bf16[2,384,72]{2,1,0}, f32[2,384,128]{2,1,0}) \
+custom-call(%p0), custom_call_target="tpu_custom_call"
+}
+"""
+    (kernel,) = estimate.kernels_of(list(instructions(text)), SPEC, 72)
+    assert kernel.flops == 2 * 2 * 2 * 384**2 * 72
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
