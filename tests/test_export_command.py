@@ -14,6 +14,7 @@ from PIL import Image
 import segmenter_jax
 from segmenter_jax import export
 from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.commands.export import EXPORT_FILE
 from segmenter_jax.conversion import onnx_files, stablehlo
 from segmenter_jax.inference.fixed_size import ids_dtype, network_function, picture_function
 from segmenter_jax.inference.predictor import Predictor
@@ -60,7 +61,7 @@ def noise(*shape):
 
 
 def function_of(folder, name):
-    about = json.loads((folder / export.EXPORT_FILE).read_text())["functions"][name]
+    about = json.loads((folder / EXPORT_FILE).read_text())["functions"][name]
     content = (folder / about["file"]).read_bytes()
     assert hashlib.sha256(content).hexdigest() == about["sha256"]
     return jax.export.deserialize(bytearray(content)).call, about
@@ -89,7 +90,7 @@ def test_the_files_give_the_models_answers(exported, predictor):
 def test_one_file_is_for_all_platforms_and_says_what_it_is(exported):
     content = bytearray((exported / "network.stablehlo").read_bytes())
     assert jax.export.deserialize(content).platforms == stablehlo.PLATFORMS
-    about = json.loads((exported / export.EXPORT_FILE).read_text())
+    about = json.loads((exported / EXPORT_FILE).read_text())
     assert tuple(about["classes"]) == CLASSES and len(about["colors"]) == len(CLASSES)
     assert about["protocol"] == "window 64, stride 48, base 64, scales 1, flip no"
     assert about["functions"]["picture"]["outputs"]["ids"] == {"dtype": "uint8", "shape": [90, 131]}
@@ -150,7 +151,9 @@ def test_ids_have_the_smallest_type():
 @pytest.fixture
 def unchecked(monkeypatch):
     """Exports that compile nothing."""
-    monkeypatch.setattr(export, "differences", lambda *_: {"logits": 0.0, "ids": 0.0})
+    monkeypatch.setattr(
+        "segmenter_jax.commands.export.differences", lambda *_: {"logits": 0.0, "ids": 0.0}
+    )
 
 
 def test_nothing_is_left_or_lost_where_an_export_fails(
@@ -193,7 +196,9 @@ def test_an_export_replaces_an_older_one(model_dir, tmp_path, unchecked):
 
 
 def test_a_file_that_is_not_the_model_is_not_written(model_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "differences", lambda *_: {"logits": 2e-4, "ids": 0.0})
+    monkeypatch.setattr(
+        "segmenter_jax.commands.export.differences", lambda *_: {"logits": 2e-4, "ids": 0.0}
+    )
     assert export.main([str(model_dir), str(tmp_path / "new"), "--to=stablehlo"]) == 1
     assert "gives other logits, by 2.0e-04 of the largest" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -15,14 +15,19 @@ from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.inference.facts import Facts
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.merging import Maps
-from segmenter_jax.inference.records import RECORDS_FILE, Record, Records, failure, source_record
+from segmenter_jax.inference.records import (
+    RECORDS_FILE,
+    SAVED,
+    Record,
+    Records,
+    failure,
+    source_record,
+)
 from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame, write_video
 from segmenter_jax.runtime.files import naming, write_whole
 
-# What can be saved, each kind in a folder of that name.
-SAVED = ("overlay", "ids", "palette", "confidence")
 _LEGEND = "legend.png"
 
 # Of results that are not there, and so need no other reason to be made.

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from segmenter_jax.models.choices import Method
 from segmenter_jax.models.config import SegmenterConfig
 from segmenter_jax.models.layers import KernelBias, LayerNorm, dense, dense_init, to_compute_type
 from segmenter_jax.models.placement import Placement, gather, stack_layers
-from segmenter_jax.models.resampling import Method, resize_matrix
+from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.transformer import (
     ATTENTION_MAPS,
     Block,

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from segmenter_jax.models import Segmenter
-from segmenter_jax.models.config import Decoder
+from segmenter_jax.models.choices import Decoder
 from segmenter_jax.models.layers import to_compute_type
 from segmenter_jax.models.params import abstract_params, init_params, is_kernel
 from tests.tiny import tiny_network
