@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from segmenter_jax.data.datasets import DATA_DIR, build_dataset
 from segmenter_jax.data.pipeline import eval_examples
@@ -32,6 +31,7 @@ from segmenter_jax.runtime.compilation import prepare_compilation
 from segmenter_jax.runtime.files import write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
 from segmenter_jax.runtime.ownership import sole_owner
+from segmenter_jax.runtime.progress import counted
 from segmenter_jax.training.workdir import evaluated_on
 
 
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = wanted.save_predictions
     owned = sole_owner(folder) if folder else contextlib.nullcontext()
     with owned, contextlib.closing(eval_examples(source, transform)) as read:
-        examples = tqdm(read, total=len(source), unit="image", disable=None)
+        examples = counted(read, len(source), "image")
         if by_model:
             check_dataset(dataset, predictor.description)
             protocol = engine.settings.protocol()
