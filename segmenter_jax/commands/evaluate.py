@@ -116,7 +116,9 @@ def _complete(arguments: argparse.Namespace) -> None:
     """Fills in what is not given: the dataset that the model's run was evaluated on."""
     run = evaluated_on(arguments.model, arguments.dataset) if arguments.model else None
     if arguments.dataset is None and run is None:
-        raise ValueError("--dataset is missing: the model is of no run that would tell it")
+        raise argparse.ArgumentError(
+            None, "--dataset is missing: the model is of no run that would tell it"
+        )
     wanted = run or {"data_dir": DATA_DIR, "split": "validation"}
     missing = {k: v for k, v in wanted.items() if getattr(arguments, k) is None}
     vars(arguments).update(missing)

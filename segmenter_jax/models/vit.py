@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
         last = 0 if queries is None else c.decoder_depth
         x = self._layers(x, range(c.depth - last), block, deterministic, rotation)
         if queries is not None:
-            queries = jnp.broadcast_to(queries, (len(x), *queries.shape[1:])).astype(x.dtype)
+            queries = jnp.broadcast_to(queries, (x.shape[0], *queries.shape[1:])).astype(x.dtype)
             x = jnp.concatenate([queries, x], axis=1)
             x = self._layers(x, range(c.depth - last, c.depth), block, deterministic, rotation)
         return LayerNorm(c.layer_norm_eps, block.dtype, name="encoder_norm")(x)
