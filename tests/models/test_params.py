@@ -31,6 +31,15 @@ def test_every_matrix_is_a_kernel_and_no_bias_norm_token_or_position_is(decoder,
 
 
 @pytest.mark.parametrize("decoder", get_args(Decoder))
+def test_the_abstract_tree_is_that_of_the_network(decoder):
+    config = tiny_network(depth=3, decoder_depth=2, decoder=decoder)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    expected = jax.eval_shape(Segmenter(config).init, jax.random.key(0), image)["params"]
+    found = abstract_params(config)
+    assert jax.tree.map(jax.typeof, found) == jax.tree.map(jax.typeof, expected)
+
+
+@pytest.mark.parametrize("decoder", get_args(Decoder))
 def test_parameters_cast_before_give_the_same_bits(decoder):
     config = tiny_network(dtype="bfloat16", decoder=decoder, distilled=True)
     rng = np.random.default_rng(0)
