@@ -5,22 +5,12 @@ From the command line:
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from etils import epath
-
-from segmenter_jax.checkpoints.model_dir import save_model
-from segmenter_jax.conversion import reference
-from segmenter_jax.conversion.convert import ConvertOptions, convert
-from segmenter_jax.models.config import Decoder
-from segmenter_jax.models.normalization import NORMALIZATION
-from segmenter_jax.models.resampling import Method
+from segmenter_jax.models.choices import NORMALIZATION, Decoder, Gelu, Method
 from segmenter_jax.runtime.command import image_size, run_command
-from segmenter_jax.runtime.files import absolute, check_no_pattern
-from segmenter_jax.runtime.ownership import sole_owner
 
 _DESCRIPTION = """\
 Converts weights to a model directory, which every other command takes.
@@ -51,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("output", metavar="OUTPUT", help="directory to write")
     add(
         "--to",
-        choices=("model", *reference.FILES),
+        choices=("model", "reference", "safetensors"),
         default="model",
         help="what to write: a model directory (default); the authors' PyTorch layout, "
         "checkpoint.pth and variant.yml; the same with model.safetensors",
@@ -67,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--patch_size", type=int, help="in pixels; for another one the patch embedding is resized")
     add("--num_heads", type=int, help="of the encoder, where neither file nor width tells")
     add("--layer_norm_eps", type=float, help="default: what the format was trained with")
-    add("--gelu", choices=("exact", "tanh"), help="default: what the format was trained with")
+    add("--gelu", choices=get_args(Gelu), help="default: what the format was trained with")
     add("--normalization", choices=tuple(NORMALIZATION), help="mean and std of the images")
     add(
         "--position_method",
@@ -83,25 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    output = absolute(arguments.output)
-    if arguments.to == "model":
-        check_no_pattern(output)
-    with sole_owner(output, beside=True):
-        _convert(arguments, output)
+    from segmenter_jax.commands.convert import run
 
-
-def _convert(arguments: argparse.Namespace, output: epath.Path) -> None:
-    if output.exists() and not arguments.overwrite:
-        raise ValueError(f"{output}: exists; choose another name or give --overwrite")
-    names = [field.name for field in dataclasses.fields(ConvertOptions)]
-    options = ConvertOptions(**{name: getattr(arguments, name) for name in names})
-    description, params, report = convert(arguments.source, options)
-    if arguments.to == "model":
-        save_model(output, description, params)
-    else:
-        report.warnings += reference.save(output, description, params, arguments.to)
-    print(report)
-    print(f"written: {output}")
+    run(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,23 +1,20 @@
-"""Entry point of training: flags to `train_and_evaluate`.
+"""Trains a model, from a config to a workdir.
 
 python -m segmenter_jax.main --config=quickstart --workdir=runs/quickstart
 """
 
 import sys
 import traceback
+from collections.abc import Iterator
 
-import jax
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from segmenter_jax.runtime import console, processes
-from segmenter_jax.runtime.command import FAILED, INTERRUPTED, USAGE
-from segmenter_jax.runtime.compilation import prepare_compilation
-from segmenter_jax.runtime.config_flag import ConfigFileParser, config_names
+from segmenter_jax.runtime.command import USAGE
+from segmenter_jax.runtime.config_flag import ConfigFileParser, config_names, read_config
 from segmenter_jax.runtime.errors import one_line
-from segmenter_jax.runtime.host import keep_freed_memory
-from segmenter_jax.training.loop import train_and_evaluate
-from segmenter_jax.training.step_metrics import NonFiniteLossError
+from segmenter_jax.runtime.tables import align
 
 FLAGS = flags.FLAGS
 
@@ -45,55 +42,40 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(
             f"unexpected arguments {argv[1:]}; settings look like --config.seed=1", exitcode=USAGE
         )
-    keep_freed_memory()
-    prepare_compilation()
-    console.setup_console(is_main_process=True)
-    try:
-        processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        console.setup_console(jax.process_index() == 0)
-        results = train_and_evaluate(FLAGS.config, FLAGS.workdir)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return _exit_code(INTERRUPTED)
-    except (
-        ValueError,
-        OSError,
-        NonFiniteLossError,
-        processes.ProcessError,
-        jax.errors.JaxRuntimeError,
-    ) as error:
-        if FLAGS.debug:
-            traceback.print_exc()
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return _exit_code(USAGE if isinstance(error, processes.UsageError) else FAILED)
-    except Exception:
-        traceback.print_exc()
-        return _exit_code(FAILED)
-    return FLAGS.interrupted_code if results is None else 0
+    from segmenter_jax.commands.main import run
 
-
-def _exit_code(code: int) -> int:
-    """The code; one of several processes leaves with it at once, so that the others notice."""
-    if processes.distributed():
-        processes.leave(code)
-    return code
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, jax.errors.JaxRuntimeError) and processes.distributed():
-        return f"another process of this run is gone, or cannot be reached: {one_line(error)}"
-    return one_line(error)
+    return run(FLAGS)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Flags to `FLAGS`; returns the other arguments. Wrong usage leaves with code 2."""
+    """Flags to `FLAGS`; returns the others. Help leaves with code 0, wrong usage with 2."""
     try:
+        if {"--help", "-h"} & set(argv):
+            print(_help([argument for argument in argv if argument.startswith("--config=")]))
+            sys.exit()
         return FLAGS(argv)
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:
         if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {one_line(error)}\nSee --help", file=sys.stderr)
         sys.exit(USAGE)
+
+
+def _help(named: list[str]) -> str:
+    """Flags, and the settings with their values in the config that is named, if one is."""
+    name = named[-1].partition("=")[2] if named else "common"
+    # Without the name of the module.
+    flags_of_run = FLAGS.module_help(sys.modules[__name__]).partition(":")[2]
+    settings = "\n".join(align([*_settings(read_config(name), "  --config.")]))
+    return f"{__doc__}\nflags:{flags_of_run}\n\nsettings, with their values in {name}:\n{settings}"
+
+
+def _settings(group: ml_collections.ConfigDict, prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in group.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", repr(value)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_models_of_another_number_of_classes_are_refused(model_dir, tmp_path, ca
     with pytest.MonkeyPatch.context() as patch:
         # Building the generated dataset would take longer than all other tests here.
         fake = Dataset("toy", spec, tmp_path, {"validation": 1})
-        patch.setattr(evaluate, "build_dataset", lambda *_: fake)
+        patch.setattr("segmenter_jax.commands.evaluate.build_dataset", lambda *_: fake)
         assert evaluate.main(arguments) == 1
     message = "dataset 'toy' has 2 classes and 3 image channels, the model 7 and 3"
     assert message in capsys.readouterr().err

@@ -14,27 +14,35 @@ from PIL import Image
 import segmenter_jax
 from segmenter_jax import export
 from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.commands.export import EXPORT_FILE
 from segmenter_jax.conversion import onnx_files, stablehlo
 from segmenter_jax.inference.fixed_size import ids_dtype, network_function, picture_function
 from segmenter_jax.inference.predictor import Predictor
 from segmenter_jax.models import Segmenter
-from segmenter_jax.models.params import init_params
+from segmenter_jax.models.params import abstract_params
 from segmenter_jax.runtime.ownership import sole_owner
 from tests.models_on_disk import CLASSES, golden_description, write_golden_model
 from tests.tiny import tiny_network
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "docs" / "examples"
+# Together all that networks differ in.
 BACKBONES = {
-    "dinov2": {
+    "dinov3": {
+        "position": "rope",
+        "num_registers": 2,
+        "mlp": "swiglu",
+        "layer_scale": True,
+        "decoder": "linear",
+    },
+    "siglip": {"class_token": False, "gelu": "tanh", "scan_layers": True, "remat": True},
+    "eomt": {
         "patch_size": 14,
         "position_size": (56, 56),
         "position_resize": "bicubic",
         "num_registers": 4,
-        "mlp": "swiglu",
-        "layer_scale": True,
+        "decoder": "eomt",
+        "num_queries": 7,
     },
-    "dinov3": {"position": "rope", "num_registers": 2, "decoder": "linear"},
-    "siglip": {"class_token": False, "gelu": "tanh", "scan_layers": True, "remat": True},
 }
 
 
@@ -60,10 +68,19 @@ def noise(*shape):
 
 
 def function_of(folder, name):
-    about = json.loads((folder / export.EXPORT_FILE).read_text())["functions"][name]
+    about = json.loads((folder / EXPORT_FILE).read_text())["functions"][name]
     content = (folder / about["file"]).read_bytes()
     assert hashlib.sha256(content).hexdigest() == about["sha256"]
     return jax.export.deserialize(bytearray(content)).call, about
+
+
+def random_params(config):
+    """Parameters that are nowhere 0 or 1, as after training; drawn, so that nothing is compiled."""
+    rng = np.random.default_rng(1)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.float32(rng.normal(path[-1].key == "scale", 0.1, leaf.shape)),
+        abstract_params(config),
+    )
 
 
 def own_logits(predictor, windows):
@@ -80,16 +97,15 @@ def test_the_files_give_the_models_answers(exported, predictor):
     np.testing.assert_allclose(found["confidence"], expected["confidence"], atol=1e-5)
     network, about = function_of(exported, "network")
     assert about["inputs"]["pixels"]["shape"] == ["B", 64, 64, 3]
-    for batch in (1, 3):
-        windows = noise(batch, 64, 64, 3)
-        logits = network(windows)["logits"]
-        np.testing.assert_allclose(logits, own_logits(predictor, windows), atol=1e-4)
+    windows = noise(3, 64, 64, 3)
+    logits = network(windows)["logits"]
+    np.testing.assert_allclose(logits, own_logits(predictor, windows), atol=1e-4)
 
 
 def test_one_file_is_for_all_platforms_and_says_what_it_is(exported):
     content = bytearray((exported / "network.stablehlo").read_bytes())
     assert jax.export.deserialize(content).platforms == stablehlo.PLATFORMS
-    about = json.loads((exported / export.EXPORT_FILE).read_text())
+    about = json.loads((exported / EXPORT_FILE).read_text())
     assert tuple(about["classes"]) == CLASSES and len(about["colors"]) == len(CLASSES)
     assert about["protocol"] == "window 64, stride 48, base 64, scales 1, flip no"
     assert about["functions"]["picture"]["outputs"]["ids"] == {"dtype": "uint8", "shape": [90, 131]}
@@ -106,17 +122,15 @@ def test_one_file_is_for_all_platforms_and_says_what_it_is(exported):
     ],
 )
 def test_a_picture_of_any_size_is_scaled_and_cut_as_by_the_model(predictor, size, fields):
-    description = golden_description(**fields)
-    picture = noise(*size, 3)
-    own = Predictor(description, predictor.params, devices=jax.local_devices()[:1])
+    picture, description = noise(*size, 3), golden_description(**fields)
     found = jax.jit(picture_function(description, predictor.params, size).call)(picture)
-    np.testing.assert_array_equal(found["ids"], own.predict(picture))
+    np.testing.assert_array_equal(found["ids"], predictor.predict(picture, **fields))
 
 
 def test_scores_of_pixels_are_merged_as_by_the_model():
     config = tiny_network(decoder="eomt", num_queries=7)
     description = ModelDescription(config, tuple("abcde"), ((0, 0, 0),) * 5, (0.4,), (0.2,))
-    params, picture = init_params(config, 0), noise(40, 52, 3)
+    params, picture = random_params(config), noise(40, 52, 3)
     own = Predictor(description, params, devices=jax.local_devices()[:1])
     expected = own.predict_maps(picture, ("ids", "confidence"))
     found = jax.jit(picture_function(description, params, (40, 52)).call)(picture)
@@ -124,18 +138,33 @@ def test_scores_of_pixels_are_merged_as_by_the_model():
     np.testing.assert_allclose(found["confidence"], expected["confidence"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_is_exported(name):
-    config = tiny_network(image_size=(28, 42), **BACKBONES[name])
-    classes, params = tuple("abcde"), init_params(config, 0)
-    description = ModelDescription(config, classes, ((0, 0, 0),) * 5, (0.4,), (0.2,))
-    function = network_function(description, params)
-    content = stablehlo.serialize(function.call, function.dtype, function.shape)
+@pytest.fixture(scope="module", params=BACKBONES)
+def backbone(request):
+    """The network of a backbone as a function, windows, and what it has to make of them."""
+    config = tiny_network(image_size=(28, 42), **BACKBONES[request.param])
+    params = random_params(config)
+    description = ModelDescription(config, tuple("abcde"), ((0, 0, 0),) * 5, (0.4,), (0.2,))
     windows = noise(2, 28, 28, 3)
     pixels = (windows / np.float32(255) - 0.4) / 0.2
     expected = jax.jit(Segmenter(config).apply)({"params": params}, pixels)
+    return network_function(description, params), windows, expected
+
+
+def test_every_backbone_is_exported(backbone):
+    function, windows, expected = backbone
+    content = stablehlo.serialize(function.call, function.dtype, function.shape)
     found = stablehlo.deserialize(content)(windows)["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_every_backbone_gives_the_same_in_onnxruntime(backbone):
+    for package in ("jax2onnx", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra [export] is not installed")
+    f, windows, expected = backbone
+    content = onnx_files.serialize(f.call, f.dtype, f.shape, f.argument, f.results)
+    found = onnx_files.deserialize(content)(windows)["logits"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_array_equal(found.argmax(axis=-1), expected.argmax(axis=-1))
 
 
 def test_ids_have_the_smallest_type():
@@ -149,8 +178,12 @@ def test_ids_have_the_smallest_type():
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Exports that compile nothing."""
-    monkeypatch.setattr(export, "differences", lambda *_: {"logits": 0.0, "ids": 0.0})
+    """Exports that trace and compile nothing: their files hold another function."""
+    content = stablehlo.serialize(lambda x: x + noise(2**18), "uint8", (1,))
+    monkeypatch.setattr(stablehlo, "serialize", lambda *_: content)
+    monkeypatch.setattr(
+        "segmenter_jax.commands.export.differences", lambda *_: {"logits": 0.0, "ids": 0.0}
+    )
 
 
 def test_nothing_is_left_or_lost_where_an_export_fails(
@@ -189,11 +222,15 @@ def test_an_export_replaces_an_older_one(model_dir, tmp_path, unchecked):
     arguments = [str(model_dir), str(folder), "--to=stablehlo", "--overwrite"]
     for size in (64, 96):
         assert export.main([*arguments, f"--size=64x{size}"]) == 0
-        assert function_of(folder, "picture")[1]["inputs"]["picture"]["shape"] == [64, size, 3]
+        about = json.loads((folder / EXPORT_FILE).read_text())["functions"]["picture"]
+        assert about["inputs"]["picture"]["shape"] == [64, size, 3]
 
 
-def test_a_file_that_is_not_the_model_is_not_written(model_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "differences", lambda *_: {"logits": 2e-4, "ids": 0.0})
+def test_a_file_that_is_not_the_model_is_not_written(
+    model_dir, tmp_path, unchecked, monkeypatch, capsys
+):
+    wrong = {"logits": 2e-4, "ids": 0.0}
+    monkeypatch.setattr("segmenter_jax.commands.export.differences", lambda *_: wrong)
     assert export.main([str(model_dir), str(tmp_path / "new"), "--to=stablehlo"]) == 1
     assert "gives other logits, by 2.0e-04 of the largest" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from tests.tiny_runs import train_arguments
 def quiet(monkeypatch):
     """The command leaves this process as it is."""
     for name in ("keep_freed_memory", "prepare_compilation", "console.setup_console"):
-        monkeypatch.setattr(f"segmenter_jax.main.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"segmenter_jax.commands.main.{name}", lambda *_, **__: None)
     yield
     main.FLAGS.unparse_flags()
     for name in [name for name in main.FLAGS if name.startswith("config.")]:
@@ -57,7 +57,7 @@ def test_ctrl_c_outside_of_the_loop_leaves_with_code_130(given, monkeypatch, cap
         raise KeyboardInterrupt
 
     given()
-    monkeypatch.setattr(main, "train_and_evaluate", interrupted)
+    monkeypatch.setattr("segmenter_jax.commands.main.train_and_evaluate", interrupted)
     assert main.main(["main"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -75,7 +75,7 @@ def test_only_a_run_that_is_not_finished_leaves_with_the_code_asked_for(
     given, monkeypatch, words, results, code
 ):
     given(*words)
-    monkeypatch.setattr(main, "train_and_evaluate", lambda *_: results)
+    monkeypatch.setattr("segmenter_jax.commands.main.train_and_evaluate", lambda *_: results)
     assert main.main(["main"]) == code
 
 

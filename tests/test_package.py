@@ -1,5 +1,6 @@
 """What an installation holds: commands, and the packages that it needs."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -53,6 +54,43 @@ def test_the_list_of_commands_imports_nothing_heavy():
     assert result.returncode == 0, result.stderr
     listed = re.findall(r"python -m segmenter_jax\.(\w+) +\w", result.stdout)
     assert listed == list(COMMANDS)
+
+
+# Each command as `python -m` runs it, one after another; what its answer is, and what it imports.
+ANSWERS = """
+import io, contextlib, json, runpy, sys
+HEAVY = ("jax", "flax", "orbax", "cv2", "grain", "matplotlib", "tensorflow_datasets")
+for name, *words in json.loads(sys.argv[1]):
+    sys.argv = [name, *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                runpy.run_module(f"segmenter_jax.{name}", run_name="__main__", alter_sys=True)
+            except SystemExit as stop:
+                code = stop.code or 0
+    imported = [module for module in HEAVY if module in sys.modules]
+    print(json.dumps([code, out.getvalue(), err.getvalue(), imported]))
+"""
+
+
+def test_help_and_wrong_arguments_are_answered_without_what_is_slow_to_import():
+    given = [[name, "--help"] for name in COMMANDS]
+    given += [["prepare_data", "ade20k", "--help"], ["main", "--config=quickstart", "--help"]]
+    wrong = [[name, "--nonesuch"] for name in COMMANDS]
+    wrong += [["predict", "m", "p", "-o", "o", "--shard=4/4"], ["export", "m", "o", "--to=torch"]]
+    wrong += [["main", "--config=quikstart", "--workdir=run"], ["benchmark", "plan", "--config=x"]]
+    result = subprocess.run(
+        [sys.executable, "-c", ANSWERS, json.dumps(given + wrong)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    for words, (code, out, err, imported) in zip(given + wrong, answers, strict=True):
+        said, empty = (out, err) if code == 0 else (err, out)
+        assert (words, code) == (words, 0 if words in given else 2)
+        assert (words, imported, empty) == (words, [], "") and said
+    shown = dict(zip(map(tuple, given), (out for _, out, *_ in answers), strict=False))
+    assert re.search(r"--config.batch_size +8\n", shown["main", "--help"])
+    assert "Segments pictures and videos" in shown["predict", "--help"]
 
 
 def test_what_is_required_is_what_is_imported():

@@ -2,9 +2,6 @@
 
 import io
 import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -13,6 +10,7 @@ from PIL import Image
 
 import segmenter_jax
 from segmenter_jax import predict
+from segmenter_jax.inference.plan import planned_outputs
 from segmenter_jax.pictures import overlay
 from segmenter_jax.pictures.video import Frame, declared_frames, read_frames, write_video
 from segmenter_jax.runtime.ownership import sole_owner
@@ -181,7 +179,7 @@ def test_written_ids_are_those_of_the_predictor(model_dir, predictor, folder, tm
 def test_names_that_collide_keep_their_suffix(tmp_path):
     for name in ("x.png", "x.jpg", "y.png"):
         (tmp_path / name).touch()
-    planned = predict.planned_outputs([str(tmp_path)])
+    planned = planned_outputs([str(tmp_path)])
     assert {p.name: str(s) for p, s in planned.items()} == {
         "x.jpg": "x_jpg",
         "x.png": "x_png",
@@ -193,14 +191,14 @@ def test_what_a_folder_leaves_out_is_said(tmp_path, capsys):
     for name in ("x.jfif", ".Trash-1000/y.png", "__MACOSX/z.png", "IMG.HEIC"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(s) for s in predict.planned_outputs([str(tmp_path)]).values()] == ["x"]
+    assert [str(s) for s in planned_outputs([str(tmp_path)]).values()] == ["x"]
     assert capsys.readouterr().err == (
         f"{tmp_path}: left out: 2 hidden or kept by a system: .Trash-1000, __MACOSX; "
         "1 not read (.heic): IMG.HEIC\n"
     )
     (tmp_path / "x.jfif").unlink()
     with pytest.raises(ValueError, match=r"no pictures in this folder; left out: .*IMG\.HEIC"):
-        predict.planned_outputs([str(tmp_path)])
+        planned_outputs([str(tmp_path)])
 
 
 def test_a_torn_picture_is_refused_by_its_name(predictor, tmp_path):
@@ -216,7 +214,7 @@ def test_inputs_that_would_overwrite_each_other_are_refused(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.png").touch()
     with pytest.raises(ValueError, match=r"one/x.png and .*two/x.png would both write x_png"):
-        predict.planned_outputs([str(tmp_path / f / "x.png") for f in ("one", "two")])
+        planned_outputs([str(tmp_path / f / "x.png") for f in ("one", "two")])
 
 
 @pytest.mark.parametrize(
@@ -257,26 +255,15 @@ def test_debug_shows_the_traceback(model_dir, tmp_path):
         run(model_dir, tmp_path / "absent.jpg", "-o", tmp_path, "--debug")
 
 
-def test_module_runs_as_a_command():
-    result = subprocess.run(
-        [sys.executable, "-m", "segmenter_jax.predict", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=pathlib.Path(predict.__file__).parents[1],
-    )
-    assert "Segments pictures and videos" in result.stdout
-
-
 def test_patterns_are_mirrored_below_their_fixed_part(tmp_path, monkeypatch):
     for name in ("a/x.png", "a/b/y.jpg", "a/b/.hidden.jpg", "a/b/z.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    planned = predict.planned_outputs(["a/**/*"])
+    planned = planned_outputs(["a/**/*"])
     assert {str(p): str(s) for p, s in planned.items()} == {"a/x.png": "x", "a/b/y.jpg": "b/y"}
     with pytest.raises(ValueError, match=r"a/\*\.gif: no pictures match"):
-        predict.planned_outputs(["a/*.gif"])
+        planned_outputs(["a/*.gif"])
 
 
 def test_finished_results_are_kept_unless_they_are_to_be_overwritten(
@@ -332,12 +319,12 @@ def test_results_inside_the_input_are_not_segmented(model_dir, folder, capsys, o
     assert "left out: 5 results of earlier runs" in printed.err
     assert "0 of 0 files segmented" in printed.out and "2 were there already" in printed.out
     # Those of another run neither, but for who asks for them.
-    names = {path.name for path in predict.planned_outputs([f"{folder}/**/*"])}
+    names = {path.name for path in planned_outputs([f"{folder}/**/*"])}
     assert names == {"a.png", "b.jpg"}
-    names = {path.name for path in predict.planned_outputs([f"{folder / output}/overlay"])}
+    names = {path.name for path in planned_outputs([f"{folder / output}/overlay"])}
     assert names == {"a.jpg", "b.jpg"}
     with pytest.raises(ValueError, match="no pictures but 2 results of earlier runs"):
-        predict.planned_outputs([f"{folder / output}/ids/../overl*/**"])
+        planned_outputs([f"{folder / output}/ids/../overl*/**"])
 
 
 def test_a_folder_of_results_that_is_in_use_is_refused(model_dir, folder, tmp_path, capsys):

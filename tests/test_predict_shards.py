@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import manifest, predict
+from segmenter_jax.inference.plan import planned_outputs
 from segmenter_jax.inference.records import RECORDS_FILE
 from segmenter_jax.runtime.ownership import part_owner, sole_owner
 from tests.models_on_disk import CLASSES, write_golden_model
@@ -53,7 +54,7 @@ def test_a_name_stays_in_its_shard_whatever_else_is_there(tmp_path):
     def shards():
         found = {}
         for index in range(COUNT):
-            plan = predict.planned_outputs([str(tmp_path)])
+            plan = planned_outputs([str(tmp_path)])
             plan.keep_shard(index, COUNT)
             for path, stem in plan.items():
                 assert path not in found

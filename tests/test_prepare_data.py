@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import prepare_data
+from segmenter_jax.commands.prepare_data import fetch_ade20k
 from segmenter_jax.configs import common
 from segmenter_jax.data.datasets import DATA_DIR, open_dataset
 from segmenter_jax.data.survey import records_of, survey
@@ -210,11 +211,11 @@ def test_download_is_verified_and_then_used(tmp_path, monkeypatch, capsys):
         path.write_bytes(archive.read_bytes())
 
     monkeypatch.setenv("SEGMENTER_JAX_CACHE", str(tmp_path / "cache/weights"))
-    monkeypatch.setattr(prepare_data, "download", fetch)
+    monkeypatch.setattr("segmenter_jax.commands.prepare_data.download", fetch)
     assert prepare_data.main(["ade20k", "--download", "--data_dir", str(tmp_path / "data")]) == 1
     assert "that of the published archive is 219e1696abb36c8ba3a3afe7fb2f4b4606a897c7" in (
         capsys.readouterr().err
     )
     digest = hashlib.sha1(archive.read_bytes()).hexdigest()
-    assert prepare_data.fetch_ade20k(digest).read_bytes() == archive.read_bytes()
+    assert fetch_ade20k(digest).read_bytes() == archive.read_bytes()
     assert fetched == ["http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"]

@@ -23,7 +23,7 @@ ROOMS = (
     ("inference",),
     ("evaluation",),
     ("training",),
-    ("benchmark",),
+    ("benchmark", "commands"),
 )
 COMMANDS = {
     *("convert", "demo", "evaluate", "export", "main", "manifest", "predict", "prepare_data"),

@@ -1,46 +1,18 @@
 """Command line of the benchmarks."""
 
 import argparse
-import dataclasses
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
-import jax
-
-from segmenter_jax.benchmark import flops, plan_command
-from segmenter_jax.benchmark.collectives import benchmark_collectives
-from segmenter_jax.benchmark.inference import benchmark_evaluate, benchmark_infer
-from segmenter_jax.benchmark.kernels import benchmark_attention, benchmark_loss
-from segmenter_jax.benchmark.loader import LoaderSettings, benchmark_loader
-from segmenter_jax.benchmark.measure import Result, Timing, environment
-from segmenter_jax.benchmark.report import report
-from segmenter_jax.benchmark.step import StepSettings, benchmark_step
-from segmenter_jax.benchmark.trace import read_trace, summarise_trace
-from segmenter_jax.data.datasets import DATA_DIR, build_dataset
-from segmenter_jax.inference.geometry import InferenceSettings
-from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.models.attention import IMPLEMENTATIONS
-from segmenter_jax.models.config import DTYPES, Decoder
+from segmenter_jax.data.datasets import DATA_DIR
+from segmenter_jax.models.choices import DTYPES, IMPLEMENTATIONS, Decoder
 from segmenter_jax.runtime.command import run_command, scale_list
-from segmenter_jax.runtime.compilation import prepare_compilation
-from segmenter_jax.runtime.host import keep_freed_memory
-from segmenter_jax.runtime.tables import align, cell
 
-SUBJECTS: dict[str, Callable[[SegmenterConfig, argparse.Namespace], Result]] = {
-    "step": lambda model, a: benchmark_step(model, _step(a), _timing(a)),
-    "infer": lambda model, a: benchmark_infer(model, _inference(a), a.devices, _timing(a)),
-    "evaluate": lambda model, a: benchmark_evaluate(
-        model, _inference(a), a.devices, build_dataset(a.dataset, a.data_dir), a.split, a.profile
-    ),
-    "loader": lambda model, a: benchmark_loader(
-        model, _step(a), build_dataset(a.dataset, a.data_dir), a.split, _loader(a), _timing(a)
-    ),
-    "collectives": lambda model, a: benchmark_collectives(model, _step(a), a.show),
-    "attention": lambda model, a: benchmark_attention(model, a.batch_size, a.tokens, _timing(a)),
-    "loss": lambda model, a: benchmark_loss(model, a.batch_size, _timing(a)),
-}
+_PLAN_EPILOG = """
+Fields of the config are overridden as --config.batch_size=64, with the equals sign.
+For TPUs install '.[tpu]', for GPUs '.[cuda]'; neither needs the device.
+"""
 
 _HELP = {
     "step": "the training step on a batch that stays on the device",
@@ -121,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--num_threads", type=int, help="by default one for each core, up to 4")
     loader.add_argument("--prefetch", type=int, default=4, help="batches kept ready")
     loader.add_argument("--rounds", type=int, default=5, help="of both sides, taking turns")
-    text = plan_command.HELP
-    plan_command.add_flags(subjects.add_parser("plan", help=text, description=text))
+    text = "whether a config fits devices that are not there, and how fast it may be; nothing runs"
+    _add_plan_flags(subjects.add_parser("plan", help=text, description=text))
     parsers["attention"].add_argument(
         "--tokens", type=int, help="of the sequence; those of the encoder if absent"
     )
@@ -133,84 +105,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _step(a: argparse.Namespace) -> StepSettings:
-    return StepSettings(a.batch_size, a.devices, a.fsdp, a.grad_accum_steps, a.photometric)
-
-
-def _inference(a: argparse.Namespace) -> InferenceSettings:
-    return InferenceSettings(
-        window=a.size,
-        stride=a.stride or a.size,
-        scales=a.scales,
-        flip=a.flip,
-        batch_size=a.batch_size,
+def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _PLAN_EPILOG
+    parser.add_argument("--config", required=True, help="name of a config, or path of a file")
+    parser.add_argument(
+        "--topology",
+        action="append",
+        required=True,
+        help="such as v4:2x2x1, v5e:2x4, v5p:2x2x2, v6e:2x4, tpu7x:2x2x1, a100:8, h100:8, h200:8; "
+        "several with commas between them, or by repeating the flag",
+    )
+    parser.add_argument("--num_classes", type=int, help="of a dataset that is not at hand")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="also the largest batch that fits, and the cheapest change that makes the recipe fit",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=10,
+        help="programs that a search compiles, 4 for the batch",
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", help="append a JSON line to this file; without one print it"
     )
 
 
-def _loader(a: argparse.Namespace) -> LoaderSettings:
-    return LoaderSettings(a.num_workers, a.num_threads, a.prefetch, a.rounds)
+def _run(arguments: argparse.Namespace) -> int | None:
+    from segmenter_jax.benchmark.subjects import run
 
-
-def _timing(a: argparse.Namespace) -> Timing:
-    peak = (a.peak_tflops, "--peak_tflops") if a.peak_tflops else flops.peak_tflops()
-    timing = Timing(a.steps, a.warmup, peak)
-    if a.subject in ("step", "infer"):
-        return dataclasses.replace(timing, profile=a.profile, profile_steps=a.profile_steps)
-    return timing
-
-
-def model_config(arguments: argparse.Namespace) -> SegmenterConfig:
-    """Network that the flags describe."""
-    sizes = {name: getattr(arguments, name) for name in ("width", "depth", "num_heads")}
-    return SegmenterConfig.from_variant(
-        arguments.variant,
-        num_classes=arguments.classes,
-        image_size=(arguments.size, arguments.size),
-        decoder=arguments.decoder,
-        dtype=arguments.dtype,
-        attention=arguments.attention,
-        remat=arguments.remat,
-        scan_layers=arguments.scan_layers,
-        **{name: value for name, value in sizes.items() if value is not None},
-    )
-
-
-def _trace(arguments: argparse.Namespace) -> None:
-    result = summarise_trace(read_trace(arguments.folder), arguments.top)
-    columns = ("ms", "percent", "count", "name", "source")
-    longest = [[cell(operation[name]) for name in columns] for operation in result["longest"]]
-    print("\n".join(align([columns, *longest])))
-    print(json.dumps(result))
-
-
-def _command(arguments: argparse.Namespace) -> int | None:
-    if arguments.subject == "plan":
-        return plan_command.run(arguments)
-    if arguments.subject == "trace":
-        return _trace(arguments)
-    for name, least in (("batch_size", 1), ("steps", 1), ("warmup", 0)):
-        if (value := getattr(arguments, name)) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
-    keep_freed_memory()
-    prepare_compilation()
-    config = model_config(arguments)
-    values = SUBJECTS[arguments.subject](config, arguments)
-    settings = {
-        "benchmark": arguments.subject,
-        "variant": arguments.variant,
-        "size": arguments.size,
-        "tokens": flops.num_tokens(config),
-        "batch": arguments.batch_size,
-        "classes": arguments.classes,
-        "decoder": config.decoder,
-        "dtype": config.compute_dtype(),
-        "attention": config.attention,
-        "remat": config.remat,
-        "scan_layers": config.scan_layers,
-    }
-    result = settings | values | environment(arguments.devices or jax.device_count())
-    report(result, arguments.json, arguments.compare)
-    return None
+    return run(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,4 +146,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = [argument for argument in argv if argument.startswith("--config.")]
         argv = [argument for argument in argv if argument not in overrides]
         parser.set_defaults(overrides=overrides)
-    return run_command(parser, _command, argv)
+    return run_command(parser, _run, argv)

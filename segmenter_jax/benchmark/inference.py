@@ -23,7 +23,7 @@ from segmenter_jax.evaluation.scoring import score
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter, SegmenterConfig
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.params import init_params
 from segmenter_jax.models.placement import platform_of
 

@@ -10,7 +10,8 @@ import numpy as np
 from segmenter_jax.benchmark.flops import TRAIN_FACTOR, num_tokens
 from segmenter_jax.benchmark.measure import Result, Timing, compile_timed, summarise, time_calls
 from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.models.attention import IMPLEMENTATIONS, attention, probe
+from segmenter_jax.models.attention import attention, probe
+from segmenter_jax.models.choices import IMPLEMENTATIONS
 from segmenter_jax.models.config import patch_grid
 from segmenter_jax.training.losses import Implementation, segmentation_loss
 

@@ -15,41 +15,6 @@ from segmenter_jax.runtime.command import FAILED
 from segmenter_jax.runtime.config_flag import read_config
 from segmenter_jax.runtime.files import naming
 
-HELP = "whether a config fits devices that are not there, and how fast it may be; nothing runs"
-
-_EPILOG = """
-Fields of the config are overridden as --config.batch_size=64, with the equals sign.
-For TPUs install '.[tpu]', for GPUs '.[cuda]'; neither needs the device.
-"""
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the subject."""
-    parser.epilog = _EPILOG
-    parser.add_argument("--config", required=True, help="name of a config, or path of a file")
-    parser.add_argument(
-        "--topology",
-        action="append",
-        required=True,
-        help="such as v4:2x2x1, v5e:2x4, v5p:2x2x2, v6e:2x4, tpu7x:2x2x1, a100:8, h100:8, h200:8; "
-        "several with commas between them, or by repeating the flag",
-    )
-    parser.add_argument("--num_classes", type=int, help="of a dataset that is not at hand")
-    parser.add_argument(
-        "--search",
-        action="store_true",
-        help="also the largest batch that fits, and the cheapest change that makes the recipe fit",
-    )
-    parser.add_argument(
-        "--trials",
-        type=int,
-        default=10,
-        help="programs that a search compiles, 4 for the batch",
-    )
-    parser.add_argument(
-        "--json", nargs="?", const="-", help="append a JSON line to this file; without one print it"
-    )
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Plans a config for each topology; returns the exit code.

@@ -16,7 +16,7 @@ from segmenter_jax.benchmark.measure import (
     time_calls,
 )
 from segmenter_jax.models import Segmenter, SegmenterConfig
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.params import init_params
 from segmenter_jax.training import sharding
 from segmenter_jax.training.optimizers import make_optimizer

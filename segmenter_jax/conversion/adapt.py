@@ -27,8 +27,9 @@ from segmenter_jax.conversion.class_names import CLASS_AXES, Agreement
 from segmenter_jax.conversion.mapping import Shape
 from segmenter_jax.conversion.opening import Opened
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.choices import Method
 from segmenter_jax.models.params import Params, abstract_params, init_some_params
-from segmenter_jax.models.resampling import Method, resize_matrix
+from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import resize_position_embedding
 
 _POSITION = "encoder/pos_embedding"

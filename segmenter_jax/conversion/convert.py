@@ -21,10 +21,9 @@ from segmenter_jax.conversion.opening import Hints, Opened, SourceNetwork, norma
 from segmenter_jax.conversion.sources import MODEL_DIRECTORY, open_source
 from segmenter_jax.data.specs import spread_colors
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.choices import NORMALIZATION, Method
 from segmenter_jax.models.config import with_patches
-from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import Params
-from segmenter_jax.models.resampling import Method
 
 
 @dataclasses.dataclass(frozen=True)

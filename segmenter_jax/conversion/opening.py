@@ -20,8 +20,8 @@ from flax.traverse_util import flatten_dict
 from segmenter_jax.conversion.arrays import ArrayFile, SourceError
 from segmenter_jax.conversion.mapping import Row, Shape, their_shape, to_ours
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.config import patch_grid
-from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.models.params import abstract_params
 from segmenter_jax.models.variants import PLAIN
 from segmenter_jax.runtime.errors import first_few

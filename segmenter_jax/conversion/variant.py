@@ -12,7 +12,7 @@ from segmenter_jax.checkpoints.description import ModelDescription, check_types
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.opening import normalized_as
 from segmenter_jax.models import SegmenterConfig
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.variants import PLAIN
 from segmenter_jax.runtime.errors import first_line
 

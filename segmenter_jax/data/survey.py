@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from segmenter_jax.data.builders.base import (
     Examined,
@@ -20,6 +19,7 @@ from segmenter_jax.data.datasets import Dataset, RecordSource
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.statistics import SplitStatistics, label_warnings, nothing_counts
 from segmenter_jax.runtime.errors import DataError
+from segmenter_jax.runtime.progress import counted
 from segmenter_jax.runtime.tables import align
 
 _MAX_NAME = 32
@@ -78,8 +78,8 @@ def survey(listing: Listing, spec: DatasetSpec, on_record: OnRecord | None = Non
     origins: dict[bytes, tuple[str, str]] = {}
     work = functools.partial(_examine, spec)
     results = in_threads(work, (reader for _, _, reader in places))
-    counted = tqdm(zip(places, results, strict=True), total=len(places), unit="image", disable=None)
-    for (split, index, _), result in counted:
+    examined_places = zip(places, results, strict=True)
+    for (split, index, _), result in counted(examined_places, len(places), "image"):
         if isinstance(result, DataError):
             problems.append(str(result))
             continue

@@ -15,6 +15,7 @@ from segmenter_jax.inference.fixed_size import FixedFunction
 from segmenter_jax.inference.foreign_network import cpu, foreign_engine
 from segmenter_jax.inference.predictor import Predictor
 from segmenter_jax.inference.sliding_window import SlidingWindow
+from segmenter_jax.runtime.progress import counted
 
 # A function that was read from a file.
 Read = Callable[[np.ndarray], Mapping[str, Any]]
@@ -54,15 +55,16 @@ def losses(dataset: Dataset, split: str, predictor: Predictor, network: Read) ->
       network: see `differences`.
     """
 
-    def mean_iou(engine: SlidingWindow) -> float:
+    def mean_iou(engine: SlidingWindow, name: str) -> float:
         source, transform = dataset.source(split), EvalTransform(dataset.spec)
-        with contextlib.closing(eval_examples(source, transform)) as examples:
+        with contextlib.closing(eval_examples(source, transform)) as read:
+            examples = counted(read, len(source), "image", name)
             results = engine.predict(predictor.params, examples)
             return score(results, dataset.spec, engine.settings.protocol()).mean_iou
 
     description = predictor.description
     return {
         "dataset": f"{dataset.name}, {split}",
-        "mean_iou_of_the_model": mean_iou(predictor.engine()),
-        "mean_iou": mean_iou(foreign_engine(description, lambda x: network(x)["logits"])),
+        "mean_iou_of_the_model": mean_iou(predictor.engine(), "model"),
+        "mean_iou": mean_iou(foreign_engine(description, lambda x: network(x)["logits"]), "files"),
     }

@@ -15,11 +15,14 @@ import os
 import pathlib
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from segmenter_jax.runtime.files import naming, write_whole
 
 RECORDS_FILE = "results.jsonl"
+
+# What can be saved, each kind in a folder of that name.
+SAVED = ("overlay", "ids", "palette", "confidence")
 
 # Fields of a line that hold for the source, whatever kinds of results it has.
 _OF_SOURCE = (
@@ -44,6 +47,18 @@ def failure(path: pathlib.Path, message: str) -> Record:
     except OSError:
         source = {"source": os.path.abspath(path)}
     return source | {"error": message}
+
+
+class Shard(NamedTuple):
+    """One of the parts that the inputs are in.
+
+    Attributes:
+      index: from 0.
+      count: of the parts.
+    """
+
+    index: int
+    count: int
 
 
 def shard_name(index: int, count: int) -> str:

@@ -15,7 +15,14 @@ from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.inference.facts import Facts
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.merging import Maps
-from segmenter_jax.inference.records import RECORDS_FILE, Record, Records, failure, source_record
+from segmenter_jax.inference.records import (
+    RECORDS_FILE,
+    SAVED,
+    Record,
+    Records,
+    failure,
+    source_record,
+)
 from segmenter_jax.inference.tar_files import (
     TAR_SUFFIX,
     TarPicture,
@@ -30,8 +37,6 @@ from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame, write_video
 from segmenter_jax.runtime.errors import DataError
 from segmenter_jax.runtime.files import naming, write_whole
 
-# What can be saved, each kind in a folder of that name.
-SAVED = ("overlay", "ids", "palette", "confidence")
 # Holds tar files of all kinds.
 _TAR = "tar"
 _LEGEND = "legend.png"

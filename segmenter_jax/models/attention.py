@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from segmenter_jax.models.attention_kernels import DROPPING, KERNELS, UNSPLIT, einsum
+from segmenter_jax.models.choices import IMPLEMENTATIONS
 from segmenter_jax.models.placement import (
     Placement,
     is_present,
@@ -33,8 +34,6 @@ from segmenter_jax.models.random_masks import drop_weights
 from segmenter_jax.runtime import processes
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
-
-IMPLEMENTATIONS = ("auto", *KERNELS)
 
 # What "auto" tries for 16-bit types, in this order.
 _FUSED = {"gpu": ("cudnn",), "tpu": ("resident", "splash")}

@@ -3,23 +3,24 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax.numpy as jnp
 
-from segmenter_jax.models.attention import IMPLEMENTATIONS
-from segmenter_jax.models.layers import Gelu
+from segmenter_jax.models.choices import (
+    DTYPES,
+    IMPLEMENTATIONS,
+    Decoder,
+    Gelu,
+    HeadNorm,
+    Method,
+    MlpKind,
+    Position,
+    RopePeriods,
+)
 from segmenter_jax.models.placement import Placement, platform_of
-from segmenter_jax.models.resampling import Method
-from segmenter_jax.models.transformer import BlockConfig, MlpKind
+from segmenter_jax.models.transformer import BlockConfig
 from segmenter_jax.models.variants import VARIANTS
-
-DTYPES = ("float32", "bfloat16")
-
-Decoder = Literal["mask", "linear", "eomt"]
-HeadNorm = Literal["none", "batch"]
-Position = Literal["learned", "rope"]
-RopePeriods = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)

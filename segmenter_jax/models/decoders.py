@@ -111,6 +111,9 @@ class MaskTransformerDecoder(nn.Module):
         classes = x[:, num_patches:] @ proj_classes.astype(block.dtype)
         patches, classes = (_unit_norm(t.astype(jnp.float32)) for t in (patches, classes))
         masks = jnp.einsum("bnd,bkd->bnk", patches, classes, precision=jax.lax.Precision.HIGHEST)
+        # Masks of one patch may differ by little: the variance, a difference of means of squares,
+        # is exact for what is centred only.
+        masks -= masks.mean(axis=-1, keepdims=True)
         return LayerNorm(block.layer_norm_eps, jnp.float32, name="mask_norm")(masks)
 
 

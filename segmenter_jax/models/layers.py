@@ -7,18 +7,17 @@ compiler otherwise transposes a whole array of activations for the gradient of e
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-Gelu = Literal["exact", "tanh"]
+from segmenter_jax.models.choices import Gelu
 
 # The reference cuts the tails at 2, a hundred standard deviations: they are whole.
 dense_init = initializers.normal(0.02)
-
 
 # Dense layers whose results are logits.
 LOGITS = ("head", "class_head")

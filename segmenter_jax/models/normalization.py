@@ -3,19 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-# Mean and standard deviation per RGB channel, for values in [0, 1]. Those of "deit" are ImageNet's
-# as the reference has them: for values in [0, 255], rounded to two decimals.
-NORMALIZATION = {
-    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "deit": (
-        (123.68 / 255, 116.28 / 255, 103.53 / 255),
-        (58.40 / 255, 57.12 / 255, 57.38 / 255),
-    ),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    # Of DINOv3's weights for satellite images.
-    "sat493m": ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),
-}
-
 
 def normalize(
     image: jax.Array,

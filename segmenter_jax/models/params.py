@@ -1,5 +1,6 @@
 """A network's parameters before training: their shapes, and their initial values."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,16 @@ def _image(config: SegmenterConfig) -> jax.ShapeDtypeStruct:
 
 def abstract_params(config: SegmenterConfig) -> Params:
     """Parameter tree of a network: `jax.ShapeDtypeStruct` leaves, nothing computed."""
-    return jax.eval_shape(Segmenter(config).init, jax.random.key(0), _image(config))["params"]
+    # Layers of one kind have parameters of the same shapes: one of each is traced.
+    shallow = Segmenter(dataclasses.replace(config, depth=1, decoder_depth=1))
+    params = jax.eval_shape(shallow.init, jax.random.key(0), _image(config))["params"]
+    for part, name, depth in (
+        ("encoder", "encoderblock", config.depth),
+        ("decoder", "block", config.decoder_depth),
+    ):
+        if layer := params[part].pop(f"{name}_0", None):
+            params[part] |= {f"{name}_{i}": layer for i in range(depth)}
+    return params
 
 
 def init_stats(config: SegmenterConfig) -> Params | None:

@@ -8,18 +8,11 @@ pretrained networks resize their position embeddings, see `resize_matrix`.
 """
 
 import functools
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
-Method = Literal[
-    "bilinear",
-    "bicubic",
-    "bicubic_offset",
-    "bilinear_antialias",
-    "bicubic_antialias",
-    "corner_linear",
-]
+from segmenter_jax.models.choices import Method
 
 # PyTorch's cubic convolution coefficients, without and with antialiasing.
 _CUBIC_A, _CUBIC_A_ANTIALIAS = -0.75, -0.5

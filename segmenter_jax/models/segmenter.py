@@ -106,7 +106,7 @@ class Segmenter(nn.Module):
         tokens = self.encode(image, train)
         grid = patch_grid((image.shape[1], image.shape[2]), c.patch_size)
         patches = tokens[:, c.num_queries + c.num_extra_tokens :]
-        patches = patches.reshape(len(image), *grid, c.width)
+        patches = patches.reshape(image.shape[0], *grid, c.width)
         masks, classes = self.decoder(tokens[:, : c.num_queries], patches)
         return masks, classes, c.patch_size // 2**c.num_upscales
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,11 +12,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from segmenter_jax.models.attention import attention, attention_weights
 from segmenter_jax.models.attention_kernels import CUDNN_FORWARD
-from segmenter_jax.models.layers import Dense, Gelu, KernelBias, LayerNorm, dense, gelu
+from segmenter_jax.models.choices import Gelu, MlpKind
+from segmenter_jax.models.layers import Dense, KernelBias, LayerNorm, dense, gelu
 from segmenter_jax.models.placement import Placement, platform_of
 from segmenter_jax.models.random_masks import keep_mask
-
-MlpKind = Literal["gelu", "swiglu"]
 
 # Collection filled with attention weights when it is mutable; empty and free of cost otherwise.
 ATTENTION_MAPS = "attention_maps"

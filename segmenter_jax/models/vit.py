@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from segmenter_jax.models.choices import Method
 from segmenter_jax.models.config import SegmenterConfig
 from segmenter_jax.models.layers import KernelBias, LayerNorm, dense, dense_init, to_compute_type
 from segmenter_jax.models.placement import Placement, gather, stack_layers
-from segmenter_jax.models.resampling import Method, resize_matrix
+from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.transformer import (
     ATTENTION_MAPS,
     Block,
@@ -122,7 +123,7 @@ class VisionTransformer(nn.Module):
         last = 0 if queries is None else c.decoder_depth
         x = self._layers(x, range(c.depth - last), block, deterministic, rotation)
         if queries is not None:
-            queries = jnp.broadcast_to(queries, (len(x), *queries.shape[1:])).astype(x.dtype)
+            queries = jnp.broadcast_to(queries, (x.shape[0], *queries.shape[1:])).astype(x.dtype)
             x = jnp.concatenate([queries, x], axis=1)
             x = self._layers(x, range(c.depth - last, c.depth), block, deterministic, rotation)
         return LayerNorm(c.layer_norm_eps, block.dtype, name="encoder_norm")(x)

@@ -23,7 +23,8 @@ def run_command(
 
     Args:
       parser: of the command; `--debug` is added to it.
-      command: does the work; returns an exit code, None meaning 0.
+      command: does the work; returns an exit code, None meaning 0. Wrong usage that only it can
+        tell is an `argparse.ArgumentError`.
       argv: arguments; None takes those of the process.
 
     Returns:
@@ -38,6 +39,8 @@ def run_command(
     arguments = parser.parse_args(["--debug", *rest] if rest != argv else rest)
     try:
         return command(arguments) or 0
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             raise

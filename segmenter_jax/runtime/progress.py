@@ -2,11 +2,15 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm
 
 _REPORT_SECONDS = 60
+
+_Item = TypeVar("_Item")
 
 
 class Progress:
@@ -68,3 +72,13 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+
+def counted(
+    items: Iterable[_Item], total: int, unit: str, name: str = "", quiet: bool = False
+) -> Iterator[_Item]:
+    """Passes items on and shows how many are done: one is when the next is taken."""
+    with Progress(total, unit, name, quiet) as progress:
+        for item in items:
+            yield item
+            progress.update()

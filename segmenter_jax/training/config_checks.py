@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from segmenter_jax.models.resampling import Method
+from segmenter_jax.models.choices import Method
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import sharding
 from segmenter_jax.training.program import check_decoder

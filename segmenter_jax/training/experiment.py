@@ -16,8 +16,8 @@ from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.data.transforms import TrainTransform
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.models import Segmenter, SegmenterConfig
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.config import with_patches
-from segmenter_jax.models.normalization import NORMALIZATION
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import optimizers, sharding
 from segmenter_jax.training.config_checks import check, group, trains_on_features

@@ -23,6 +23,7 @@ from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.pictures import overlay
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.progress import counted
 from segmenter_jax.training import sharding
 from segmenter_jax.training.experiment import Experiment
 from segmenter_jax.training.run_log import RunLog
@@ -98,7 +99,9 @@ class Validation:
         with contextlib.closing(examples):
             worst = WorstImages(spec)
             on_results = self._picture_writer(step), worst.add
-            wanted = itertools.takewhile(lambda _: stop.received is None, examples)
+            quiet, share = jax.process_index() > 0, -(-len(source) // jax.process_count())
+            shown = counted(examples, share, "image", "evaluation", quiet)
+            wanted = itertools.takewhile(lambda _: stop.received is None, shown)
             results = self._engine.predict(params, wanted)
             return score(results, spec, self._engine.settings.protocol(), on_results), worst
 

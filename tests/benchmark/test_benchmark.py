@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from segmenter_jax.benchmark import flops
-from segmenter_jax.benchmark.cli import SUBJECTS, main
+from segmenter_jax.benchmark.cli import main
 from segmenter_jax.benchmark.report import read_result, table
+from segmenter_jax.benchmark.subjects import SUBJECTS
 from segmenter_jax.data.builders import Shapes
 from segmenter_jax.models import SegmenterConfig
 from tests.tiny import tiny_network

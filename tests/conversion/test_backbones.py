@@ -19,7 +19,7 @@ from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.opening import Hints
 from segmenter_jax.conversion.sources import open_source
 from segmenter_jax.models import Segmenter
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "golden" / "backbones"
 NETWORKS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated", "siglip", "naflex", "vit")

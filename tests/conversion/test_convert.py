@@ -18,7 +18,7 @@ from segmenter_jax.conversion.opening import Hints
 from segmenter_jax.conversion.sources import open_source
 from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models import Segmenter, upsample
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.params import init_params, init_some_params
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import resize_position_embedding

@@ -12,7 +12,7 @@ from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.checkpoints.model_dir import save_model
 from segmenter_jax.conversion import convert as conversion
 from segmenter_jax.inference.predictor import read_model
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.params import init_params
 from tests.conversion.test_backbones import FOLDER
 from tests.golden_params import golden_config

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from segmenter_jax.conversion.arrays import SourceError
 from segmenter_jax.conversion.opening import Hints
 from segmenter_jax.conversion.sources import open_source
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from tests.conversion.test_backbones import original, renamed, token_errors
 
 DINOV2 = (("register_tokens", "reg_token"), ("mlp.w12", "mlp.fc1"), ("mlp.w3", "mlp.fc2"))

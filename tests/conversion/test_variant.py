@@ -5,7 +5,7 @@ import yaml
 
 from segmenter_jax import convert
 from segmenter_jax.inference.predictor import read_model
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 
 HOSTILE = [
     ([], None),

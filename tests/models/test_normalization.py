@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segmenter_jax.models.normalization import NORMALIZATION, normalize
+from segmenter_jax.models.choices import NORMALIZATION
+from segmenter_jax.models.normalization import normalize
 
 
 @pytest.mark.parametrize("name", NORMALIZATION)

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from segmenter_jax.models import Segmenter
-from segmenter_jax.models.config import Decoder
+from segmenter_jax.models.choices import Decoder
 from segmenter_jax.models.layers import to_compute_type
 from segmenter_jax.models.params import abstract_params, init_params, is_kernel
 from tests.tiny import tiny_network
@@ -28,6 +28,15 @@ def test_every_matrix_is_a_kernel_and_no_bias_norm_token_or_position_is(decoder,
         for name, leaf in shapes.items()
     }
     assert flatten_dict(found, sep="/") == expected
+
+
+@pytest.mark.parametrize("decoder", get_args(Decoder))
+def test_the_abstract_tree_is_that_of_the_network(decoder):
+    config = tiny_network(depth=3, decoder_depth=2, decoder=decoder)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    expected = jax.eval_shape(Segmenter(config).init, jax.random.key(0), image)["params"]
+    found = abstract_params(config)
+    assert jax.tree.map(jax.typeof, found) == jax.tree.map(jax.typeof, expected)
 
 
 @pytest.mark.parametrize("decoder", get_args(Decoder))

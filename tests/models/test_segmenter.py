@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from segmenter_jax.models import VARIANTS, Segmenter, SegmenterConfig, upsample
+from segmenter_jax.models.decoders import MaskTransformerDecoder
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.transformer import ATTENTION_MAPS, DropPath
 from segmenter_jax.models.vit import resize_position_embedding
@@ -132,6 +133,34 @@ def test_padding_on_the_outside_changes_nothing(golden_dir):
     padded = np.pad(image, ((0, 0), (0, 14), (0, 10), (0, 0)))
     apply = jax.jit(model.apply)
     np.testing.assert_allclose(apply(variables, image), apply(variables, padded), atol=1e-6)
+
+
+def test_masks_that_differ_little_are_normalised_exactly():
+    config = tiny_network()
+    decoder = MaskTransformerDecoder(config)
+    patches = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 64)), jnp.float32)
+    params = decoder.init(jax.random.key(0), patches, True)["params"]
+    # Tokens that point almost the same way.
+    params["decoder_norm"]["bias"] += 10.0
+    params["proj_classes"] = params["proj_patch"]
+    found, state = jax.jit(
+        lambda p, x: decoder.apply(
+            {"params": p},
+            x,
+            True,
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: module.name == "decoder_norm",
+        )
+    )(params, patches)
+    tokens = np.float64(jax.tree.leaves(state)[0])
+    pairs = (tokens[:, :16], "proj_patch"), (tokens[:, 16:], "proj_classes")
+    units = (x @ np.float64(params[name]) for x, name in pairs)
+    units = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in units]
+    masks = np.einsum("bnd,bkd->bnk", *units)
+    assert masks.std(axis=-1).max() < 0.05 * np.abs(masks).min()
+    expected = masks - masks.mean(axis=-1, keepdims=True)
+    expected /= np.sqrt(masks.var(axis=-1, keepdims=True) + config.layer_norm_eps)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_upsample_refuses_a_size_of_another_grid():

@@ -2,7 +2,7 @@
 
 import time
 
-from segmenter_jax.runtime.progress import Progress
+from segmenter_jax.runtime.progress import Progress, counted
 
 
 def test_a_plain_line_a_minute_gives_rate_and_time_left(monkeypatch, capsys):
@@ -20,3 +20,11 @@ def test_a_plain_line_a_minute_gives_rate_and_time_left(monkeypatch, capsys):
         "181 of 1000 images, 2 images/s, 06:49 left",
         "301 of 1000 images, 2 images/s, 05:49 left",
     ]
+
+
+def test_items_that_are_passed_on_are_counted(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for item in counted("abcd", 4, "image", "evaluation"):
+        now[0] += {"a": 5.0, "b": 60.0}.get(item, 1.0)
+    assert capsys.readouterr().err == "evaluation: 2 of 4 images, 0.0167 images/s, 02:00 left\n"

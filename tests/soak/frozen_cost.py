@@ -13,7 +13,7 @@ import numpy as np
 
 from segmenter_jax.benchmark.step import random_batch
 from segmenter_jax.models import Segmenter, SegmenterConfig
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.models.params import init_params
 from segmenter_jax.training import optimizers, sharding
 from segmenter_jax.training.program import TrainProgram

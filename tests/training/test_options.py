@@ -19,7 +19,7 @@ from segmenter_jax.conversion import convert
 from segmenter_jax.conversion.opening import SourceNetwork
 from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.models import Segmenter
-from segmenter_jax.models.normalization import NORMALIZATION
+from segmenter_jax.models.choices import NORMALIZATION
 from segmenter_jax.runtime.config_flag import read_config
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.training import experiment, sharding
