@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from segmenter_jax.inference.plan import Plan
 from segmenter_jax.inference.records import RECORDS_FILE, Records, manifest
+from segmenter_jax.runtime.progress import Progress
 from tests.models_on_disk import write_golden_model
 from tests.soak.flat_memory import own_mib
 from tests.soak.predict_kills import files, write_picture
@@ -88,8 +89,13 @@ class Worker:
 def watch(workers: list[Worker], name: str, pictures: int) -> None:
     """Waits for workers; prints their rate and memory and raises if one has grown."""
     started = time.monotonic()
-    while not all([worker.look() for worker in workers]):
-        time.sleep(0.2)
+    with Progress(pictures, "picture", name) as progress:
+        seen = 0
+        while not all([worker.look() for worker in workers]):
+            time.sleep(0.2)
+            if (done := sum(worker.recorded() for worker in workers)) > seen:
+                progress.update(done - seen)
+                seen = done
     seconds = time.monotonic() - started
     print(f"{name}: {pictures / seconds:.1f} pictures/s in {seconds:.0f} s", flush=True)
     for worker in workers:
