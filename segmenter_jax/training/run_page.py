@@ -35,7 +35,7 @@ def run_page(run: os.PathLike | str, more: Mapping[str, str] | None = None) -> s
     workdir = absolute(run)
     if not (workdir / CONFIG_FILE).exists():
         raise ValueError(f"{run}: not the workdir of a run (it has no {CONFIG_FILE})")
-    config = _read_object(workdir / CONFIG_FILE)
+    written = _read_object(workdir / CONFIG_FILE)
     series = read_metrics(workdir)
     report = read_report(workdir) if (workdir / REPORT_FILE).exists() else None
     description = load_description(workdir) if find_model_dir(workdir) else None
@@ -59,14 +59,14 @@ def run_page(run: os.PathLike | str, more: Mapping[str, str] | None = None) -> s
         origin = _read_object(workdir / ORIGIN_FILE)
         # The network is that of the model, but for its decoder.
         sections["Where it began"] = page.facts_html(_without(origin, "network"))
-    sections["Config"] = page.groups_html(config)
+    sections["Config"] = page.groups_html(written)
     return page.page_html(
-        f"Run {workdir.name}", _lead(config, series, report, description), sections
+        f"Run {workdir.name}", _lead(written, series, report, description), sections
     )
 
 
 def _lead(
-    config: Mapping[str, Any],
+    written: Mapping[str, Any],
     series: Mapping[str, tuple[list[int], list[float]]],
     report: SegmentationReport | None,
     description: ModelDescription | None,
@@ -81,8 +81,8 @@ def _lead(
             for name, value in report.totals().items()
         }
     )
-    tiles["steps"] = f"{step} of {config.get('total_steps', '?')}"
-    group = config.get("dataset")
+    tiles["steps"] = f"{step} of {written.get('total_steps', '?')}"
+    group = written.get("dataset")
     dataset = group if isinstance(group, Mapping) else {}
     notes = [f"Dataset {dataset.get('name', '?')}, evaluated on {dataset.get('eval_split', '?')}."]
     if report is None:
