@@ -161,7 +161,7 @@ def run(folder: pathlib.Path, command: str) -> None:
         env=environment() | settings,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
