@@ -10,7 +10,12 @@ import tomllib
 import yaml
 
 import segmenter_jax
+from segmenter_jax import convert, export
 from segmenter_jax.__main__ import COMMANDS
+from segmenter_jax.commands.export import _FORMATS, _SMALLER
+from segmenter_jax.conversion import reference
+from segmenter_jax.models.attention_kernels import KERNELS
+from segmenter_jax.models.choices import IMPLEMENTATIONS
 from tests.test_structure import PACKAGE, imports
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -91,6 +96,18 @@ def test_help_and_wrong_arguments_are_answered_without_what_is_slow_to_import():
     shown = dict(zip(map(tuple, given), (out for _, out, *_ in answers), strict=False))
     assert re.search(r"--config.batch_size +8\n", shown["main", "--help"])
     assert "Segments pictures and videos" in shown["predict", "--help"]
+
+
+def test_choices_that_parsers_write_out_are_those_that_work():
+    """They are written twice, as parsers do not import what works."""
+    parsers = convert.make_parser(), export._parser()
+    to, formats, precisions = (
+        next(tuple(a.choices) for a in parser._actions if a.dest == name)
+        for parser, name in zip((*parsers, parsers[1]), ("to", "to", "precision"), strict=True)
+    )
+    assert to == ("model", *reference.FILES)
+    assert formats == tuple(_FORMATS) and precisions == ("float32", *_SMALLER)
+    assert ("auto", *KERNELS) == IMPLEMENTATIONS
 
 
 def test_what_is_required_is_what_is_imported():
