@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import cv2
 import numpy as np
@@ -55,26 +56,29 @@ SUBSTITUTES = {
     "models/seg_s --dataset=ade20k": "models/seg_s --dataset=shapes",
     "models/mmseg_s --dataset=ade20k": "models/mmseg_s --dataset=shapes",
     f"{CHECKPOINT} --dataset=ade20k": f"{CHECKPOINT} --dataset=shapes",
-    "--window=512 --stride=480 --base_size=512": "--window=64 --stride=48 --base_size=64",
-    # Of three pictures, where the published set has 20,210.
-    "--source=ADEChallengeData2016.zip": "--source=ADEChallengeData2016.zip --allow_partial",
+    "--window=512 --stride=480 --base_size=512": (
+        "--window=64 --stride=48 --base_size=64 --num_heads=2"
+    ),
+    # Of three pictures, where the published set has 20,210; with the archive of test images.
+    "--source=ADEChallengeData2016.zip": "--source=zipped --allow_partial",
     "--stride=608": "--stride=32",
     "--stride=480": "--stride=32",
     "--size 512x1024": "--size 64x128",
     "--layer 2 --patch 60,40": "--layer 0 --patch 60,40",
-    "--variant B/16 --size 512 --batch_size 8": "--variant Ti/16 --size 32 --batch_size 2",
+    "--variant B/16 --size 512 --batch_size 8 --devices 8": (
+        "--variant Ti/16 --size 32 --batch_size 2 --devices 1"
+    ),
     "/shared/out": "shared/out",
     "0/32": "0/2",
-    "-q -m slow": "-q --collect-only -m slow",
 }
 
 # Patterns of commands that are not run, and why.
 NOT_RUN = {
     r"pip install|-m venv|-m build|pre-commit": "installs: .ci/run does that",
     r"^(hf|git|sbatch) |hf://|--download|augreg/": "needs the network or a cluster",
-    r"segmenter_jax\.publish OWNER|publish runs/mine OWNER/NAME --private": "uploads: test_hub.py",
+    r"segmenter_jax\.publish .*--private": "uploads: conversion/test_hub.py",
     r"^(du|sort|head|export|taskset|xprof) ": "is no program of this project",
-    r"^\.ci/|pytest -q$|tests\.soak\.fidelity|-m sphinx": "takes minutes: .ci/run is this",
+    r"^\.ci/|pytest -q( -m slow)?$|tests\.soak\.fidelity|-m sphinx": "takes minutes or is .ci/run",
     r"segmenter_jax\.demo": "serves until it is stopped: test_demo.py",
     r"benchmark plan": "compiles for minutes: benchmark/test_plan.py",
     r"--coordinator": "waits for other machines: runtime/test_processes.py",
@@ -88,7 +92,8 @@ RUN = [b for b in BLOCKS if b[2] in ("", "python") and not b[0].endswith(".py")]
 def write_photos(folder: pathlib.Path) -> None:
     """The pictures and the video that pages name."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    for name in ("photo.jpg", "street.jpg", "a.jpg", "b.jpg", "photos/one.jpg", "more/x/two.png"):
+    single = ("photo.jpg", "other.jpg", "street.jpg", "a.jpg", "b.jpg")
+    for name in (*single, "photos/one.jpg", "more/x/two.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(folder / name), pixels)
     fourcc = cv2.VideoWriter.fourcc(*"mp4v")
@@ -96,6 +101,9 @@ def write_photos(folder: pathlib.Path) -> None:
     for _ in range(3):
         video.write(pixels)
     video.release()
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards" / "0001.tar", "w") as tar:
+        tar.add(folder / "photo.jpg", "7.jpg")
 
 
 def write_cvat_export(folder: pathlib.Path) -> None:
@@ -118,7 +126,6 @@ def world(tmp_path_factory) -> pathlib.Path:
         write_dataset(root / name)
     write_cvat_export(root / "export")
     replicas.write_zipped("ade20k", root / "zipped")
-    shutil.copy(root / "zipped" / "ADEChallengeData2016.zip", root)
     replicas.write("rgbt_glass", root / "rgbt")
     shutil.copytree(GOLDEN / "backbones" / "dinov2", root / "dinov2-small")
     shutil.copytree(GOLDEN / "backbones" / "eomt_dinov2", root / "eomt-l")
@@ -134,7 +141,7 @@ def world(tmp_path_factory) -> pathlib.Path:
         segmenter_jax.train("quickstart", "runs/quickstart", **SMALL | data)
         own = {"dataset__name": "mine", "dataset__source": "mine", "init_from": "dinov2-small"}
         segmenter_jax.train("folder_dinov2", "runs/mine", **PRETRAINED | data | own)
-    for name, source in (("ade20k", "ADEChallengeData2016.zip"), ("rgbt_glass", "rgbt")):
+    for name, source in (("ade20k", "zipped"), ("rgbt_glass", "rgbt")):
         run(root, f"python -m segmenter_jax.prepare_data {name} --source={source} --allow_partial")
     for config, name in (("ade20k_vits16", "l16"), ("rgbt_glass", "rgbt_glass")):
         settings = f"{flags(SMALL)} --config.init_from="
@@ -142,6 +149,7 @@ def world(tmp_path_factory) -> pathlib.Path:
             root, f"python -m segmenter_jax.main --config={config} --workdir=runs/{name} {settings}"
         )
     shutil.copytree(root / "runs/l16", root / "runs/s16")
+    shutil.copytree(root / "runs/quickstart", root / "runs/linear")
     return root
 
 
