@@ -30,7 +30,7 @@ from segmenter_jax.runtime.progress import Progress
 # Sources that are given to a process at a time, and made again where it is lost.
 PIECE = 64
 
-_LIST = ".todo.jsonl"
+LIST = ".todo.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +98,10 @@ def segment_on_ray(
     folder = pathlib.Path(os.path.abspath(results.folder))
     options, count = _actors(ray)
     failed = 0
-    with _list_file(folder, plan) as offsets:
+    with list_file(folder, plan) as offsets:
         number = len(offsets) - 1
         pieces = ray.data.range(number, override_num_blocks=number).map_batches(
-            _Worker,
+            Worker,
             fn_constructor_args=(job, folder, offsets),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count),
@@ -126,11 +126,19 @@ def _actors(ray: types.ModuleType) -> tuple[dict[str, float], int]:
 
 
 @contextlib.contextmanager
-def _list_file(
+def list_file(
     folder: pathlib.Path, plan: Mapping[pathlib.Path, pathlib.PurePath]
 ) -> Iterator[np.ndarray]:
-    """Writes what is to be made; yields int64 (pieces + 1,), where each begins, and the end."""
-    path, offsets = folder / _LIST, []
+    """Keeps a list of what is to be made, in a folder, while it is needed.
+
+    Args:
+      folder: of the results.
+      plan: sources, and the names of their results.
+
+    Yields:
+      int64 (pieces + 1,): where each piece begins in the list, in bytes, and the end.
+    """
+    path, offsets = folder / LIST, []
     try:
         with open(path, "w", encoding="ascii") as file:
             for number, (source, stem) in enumerate(plan.items()):
@@ -144,10 +152,20 @@ def _list_file(
         path.unlink(missing_ok=True)
 
 
-class _Worker:
-    """A model in a process of the cluster."""
+class Worker:
+    """A model in a process of the cluster, which Ray calls with batches of piece numbers."""
 
     def __init__(self, job: Job, folder: pathlib.Path, offsets: np.ndarray) -> None:
+        """Reads the model.
+
+        Args:
+          job: what every process has to know.
+          folder: of the results, with the list in it.
+          offsets: see `list_file`.
+
+        Raises:
+          ValueError: another model lies there than where the job began.
+        """
         keep_freed_memory()
         prepare_compilation()
         self._job, self._folder, self._offsets = job, folder, offsets
@@ -165,7 +183,9 @@ class _Worker:
         plan, records = self._read(piece), _Kept()
         job, settings = self._job, self._engine.settings
         description = self._predictor.description
-        results = Results(job.folder, plan, job.wanted, description, settings, job.weights, records)
+        results = Results(
+            self._folder, plan, job.wanted, description, settings, job.weights, records
+        )
         run = Run(self._predictor, self._engine, job.outputs, results, quiet=True)
         failed = run.segment(plan)
         return {
@@ -176,7 +196,7 @@ class _Worker:
         }
 
     def _read(self, piece: int) -> dict[pathlib.Path, pathlib.PurePath]:
-        with open(self._folder / _LIST, encoding="ascii") as file:
+        with open(self._folder / LIST, encoding="ascii") as file:
             start, end = self._offsets[piece : piece + 2].tolist()
             file.seek(start)
             lines = map(json.loads, file.read(end - start).splitlines())

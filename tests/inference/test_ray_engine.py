@@ -1,4 +1,4 @@
-"""Sources segmented on a Ray cluster of several nodes, one of which dies."""
+"""Sources segmented on a Ray cluster: its processes alone, and several nodes, one of which dies."""
 
 import json
 import pathlib
@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import predict
+from segmenter_jax.checkpoints.checksums import weights_digest
 from segmenter_jax.inference import ray_engine
-from segmenter_jax.inference.records import RECORDS_FILE, manifest
+from segmenter_jax.inference.geometry import InferenceSettings
+from segmenter_jax.inference.plan import planned_outputs
+from segmenter_jax.inference.predictor import read_model
+from segmenter_jax.inference.records import RECORDS_FILE, Records, manifest
+from segmenter_jax.inference.results import Results, Wanted
 from tests.models_on_disk import write_golden_model
-
-pytestmark = pytest.mark.slow
 
 PICTURES = 100
 
@@ -39,19 +42,57 @@ def run(*arguments):
 
 def files(folder):
     found = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.png")}
-    found.pop(pathlib.PurePath("legend.png"))
+    found.pop(pathlib.PurePath("legend.png"), None)
     return found
 
 
+def write_photos(folder, count):
+    """Writes pictures, and one that cannot be read."""
+    folder.mkdir()
+    for index in range(count):
+        noise = np.random.default_rng(index).integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{index:03d}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    return folder
+
+
+def test_processes_of_a_cluster_make_what_one_alone_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "PIECE", 2)
+    photos, model = write_photos(tmp_path / "photos", 3), write_golden_model(tmp_path / "model")
+    out, alone, outputs = tmp_path / "out", tmp_path / "alone", ("ids", "confidence")
+    out.mkdir()
+    description, params = read_model(model)
+    weights, wanted = weights_digest(params), Wanted(outputs, 0.5, None)
+    job, plan = ray_engine.Job(str(model), weights, {}, wanted, outputs), planned_outputs([photos])
+    with ray_engine.list_file(out, plan) as offsets:
+        made = ray_engine.Worker(job, out, offsets)({"id": np.arange(len(offsets) - 1)})
+    assert made["sources"] == [2, 2] and sum(made["failed"]) == 1
+    settings = InferenceSettings.of(description)
+    results = Results(out, plan, wanted, description, settings, weights, Records(out))
+    for records, seen in zip(made["records"], made["seen"], strict=True):
+        results.take(json.loads(records), json.loads(seen))
+    assert run(model, photos, "-o", alone, "--save", ",".join(outputs)) == 1
+    assert files(out) == files(alone) and len(files(out)) == 6
+
+    def entries(folder):
+        return [entry | {"seconds": None} for entry in manifest(folder)]
+
+    assert entries(out) == entries(alone) and len(entries(out)) == 4
+
+
+def test_a_process_of_a_cluster_refuses_another_model(tmp_path):
+    model = write_golden_model(tmp_path / "model")
+    job = ray_engine.Job(str(model), "0" * 64, {}, Wanted(("ids",), 0.5, None), ("ids",))
+    with pytest.raises(ValueError, match="is another model here than where the job began"):
+        ray_engine.Worker(job, tmp_path, np.array([0]))
+
+
+@pytest.mark.slow
 def test_every_result_is_there_once_though_a_node_dies(cluster, tmp_path, monkeypatch, capsys):
     cluster, nodes = cluster
     monkeypatch.setattr(ray_engine, "PIECE", 5)
-    photos, model = tmp_path / "photos", write_golden_model(tmp_path / "model")
-    photos.mkdir()
-    for index in range(PICTURES):
-        noise = np.random.default_rng(index).integers(0, 256, (40, 48, 3), np.uint8)
-        Image.fromarray(noise).save(photos / f"{index:03d}.png")
-    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    photos = write_photos(tmp_path / "photos", PICTURES)
+    model = write_golden_model(tmp_path / "model")
     out, alone = tmp_path / "out", tmp_path / "alone"
     records = out / RECORDS_FILE
     left = []

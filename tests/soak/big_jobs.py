@@ -3,12 +3,14 @@
 python -m tests.soak.big_jobs [PICTURES] [NAMES]
 
 Four shards write to one folder at the same time; two of them are killed twice and started again.
-In the end every result has to be there once and whole, byte for byte that of a run left alone, the
+Where Ray is installed, a cluster of two nodes does the same work, and one of them is killed. In the
+end every result has to be there once and whole, byte for byte that of a run left alone, the
 manifest has to name every picture once, and no process may have grown. NAMES is how many sources
 are planned, and found to be recorded, without being there, to see what memory they take.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -86,8 +89,17 @@ class Worker:
         return True
 
 
-def watch(workers: list[Worker], name: str, pictures: int) -> None:
-    """Waits for workers; prints their rate and memory and raises if one has grown."""
+def watch(
+    workers: list[Worker], name: str, pictures: int, report: Callable[[int], None] = lambda _: None
+) -> None:
+    """Waits for workers; prints their rate and memory and raises if one has grown.
+
+    Args:
+      workers: they work at the same time.
+      name: of what they do.
+      pictures: how many there are for all of them.
+      report: is told again and again how many are recorded.
+    """
     started = time.monotonic()
     with Progress(pictures, "picture", name) as progress:
         seen = 0
@@ -96,6 +108,7 @@ def watch(workers: list[Worker], name: str, pictures: int) -> None:
             if (done := sum(worker.recorded() for worker in workers)) > seen:
                 progress.update(done - seen)
                 seen = done
+            report(seen)
     seconds = time.monotonic() - started
     print(f"{name}: {pictures / seconds:.1f} pictures/s in {seconds:.0f} s", flush=True)
     for worker in workers:
@@ -103,6 +116,35 @@ def watch(workers: list[Worker], name: str, pictures: int) -> None:
             first, most = worker.memory[0], max(worker.memory)
             print(f"  memory {first:.0f} MiB, at most {most:.0f} MiB", flush=True)
             assert most - first < MOST_GROWTH_MIB
+
+
+def watch_cluster(arguments: list, folder: pathlib.Path, pictures: int) -> None:
+    """Waits for a job on a Ray cluster, a node of which is killed while it works."""
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.util.state import list_actors
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = cluster.address
+
+    def kill_one(done: int) -> None:
+        if len(nodes) == 2 and done > pictures // 4:
+            at_work = {a.node_id for a in list_actors() if a.class_name.startswith("MapWorker")}
+            victim = next(node for node in nodes if node.node_id in at_work)
+            nodes.remove(victim)
+            cluster.remove_node(victim, allow_graceful=False)
+            print(f"killed a node at {done} of {pictures}", flush=True)
+
+    try:
+        job = Worker([*arguments, folder, "--engine", "ray"], folder / RECORDS_FILE, pictures)
+        watch([job], "2 nodes of Ray", pictures, kill_one)
+        assert len(nodes) == 1
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def check(shared: pathlib.Path, alone: pathlib.Path, pictures: int) -> None:
@@ -170,7 +212,11 @@ def main(pictures: int = 20_000, names: int = 1_000_000) -> None:
         ]
         watch(workers, f"{SHARDS} shards", pictures)
         check(shared, alone, pictures)
-    print(f"{pictures} pictures, {KILLS * len(KILLED)} kills: every result once and whole")
+        print(f"{pictures} pictures, {KILLS * len(KILLED)} kills: every result once and whole")
+        if importlib.util.find_spec("ray"):
+            watch_cluster(arguments, folder / "cluster", pictures)
+            check(folder / "cluster", alone, pictures)
+            print(f"{pictures} pictures, a node killed: every result once and whole")
 
 
 if __name__ == "__main__":
