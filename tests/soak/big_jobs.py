@@ -123,6 +123,7 @@ def watch_cluster(arguments: list, folder: pathlib.Path, pictures: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
     from ray.util.state import list_actors
+    from ray.util.state.exception import ServerUnavailable
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -131,7 +132,12 @@ def watch_cluster(arguments: list, folder: pathlib.Path, pictures: int) -> None:
 
     def kill_one(done: int) -> None:
         if len(nodes) == 2 and done > pictures // 4:
-            at_work = {a.node_id for a in list_actors() if a.class_name.startswith("MapWorker")}
+            try:
+                actors = list_actors()
+            except ServerUnavailable:
+                # It starts slowly on a busy machine: at the next look, then.
+                return
+            at_work = {a.node_id for a in actors if a.class_name.startswith("MapWorker")}
             victim = next(node for node in nodes if node.node_id in at_work)
             nodes.remove(victim)
             cluster.remove_node(victim, allow_graceful=False)
