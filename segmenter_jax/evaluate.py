@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--worst", metavar="FILE", help="contact sheet of the worst images (.png)")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the per-class table as CSV")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
 
 

@@ -16,6 +16,7 @@ from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
 from segmenter_jax.evaluation.metrics import confusion_matrix
 from segmenter_jax.inference.predictor import load
+from segmenter_jax.runtime import progress
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 
 # Values in the label files: trained ids 0..6 are stored as 10..16, 0 is ignored.
@@ -83,6 +84,17 @@ def test_report_is_that_of_predictions_made_one_by_one(model_dir, dataset, tmp_p
     assert f"2 images, {expected.sum()} pixels" in printed and report["protocol"] in printed
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
     assert [row["class"] for row in rows] == list(CLASSES)
+
+
+@pytest.mark.parametrize(("flags", "shown"), [((), True), (("--quiet",), False)])
+def test_progress_is_shown_unless_it_is_not_wanted(
+    model_dir, dataset, monkeypatch, capsys, flags, shown
+):
+    monkeypatch.setattr(progress, "_REPORT_SECONDS", 0)
+    assert run(model_dir, dataset, *flags) == 0
+    printed = capsys.readouterr()
+    assert ("2 of 2 images" in printed.err) == shown
+    assert "mean" in printed.out
 
 
 def test_exactly_the_pixels_that_are_not_ignored_are_counted(dataset, model_dir, capsys):

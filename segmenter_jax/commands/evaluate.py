@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = wanted.save_predictions
     owned = sole_owner(folder) if folder else contextlib.nullcontext()
     with owned, contextlib.closing(eval_examples(source, transform)) as read:
-        examples = counted(read, len(source), "image")
+        examples = counted(read, len(source), "image", quiet=arguments.quiet)
         if by_model:
             check_dataset(dataset, predictor.description)
             protocol = engine.settings.protocol()
