@@ -78,7 +78,9 @@ class ArrayFile:
             raise SourceError(f"{self.path}: array {name} is missing")
         shape = self.arrays[name].shape
         if len(shape) != rank or min(shape, default=1) < 1:
-            raise SourceError(f"{self.path}: array {name} has shape {shape}, expected {rank} axes")
+            raise SourceError(
+                f"{self.path}: array {name} has shape {shape}, expected {rank} axes, none empty"
+            )
         return shape
 
     def read(self, name: str) -> np.ndarray:

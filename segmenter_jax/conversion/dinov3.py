@@ -102,11 +102,12 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     }
     if _PERIODS in file.arrays:
         fields |= _periods(file)
+    names, fused = file.arrays, "blocks.0.attn.qkv.bias"
+    zeros = []
     # Keys have no bias: it is absent, or masked, and under rotations it would count.
-    zeros = ["attention/key/bias"]
-    names = file.arrays
-    queries = ("blocks.0.attn.qkv.bias", "layer.0.attention.q_proj.bias")
-    if not any(name in names for name in queries):
+    if f"{fused}_mask" in names or not {fused, "layer.0.attention.k_proj.bias"} & names.keys():
+        zeros += ["attention/key/bias"]
+    if not {fused, "layer.0.attention.q_proj.bias"} & names.keys():
         zeros += ["attention/query/bias", "attention/value/bias"]
     described, notes = images(file)
     opened = open_encoder(

@@ -10,6 +10,8 @@ from segmenter_jax.conversion.files import read_groups
 from segmenter_jax.runtime.errors import first_few, first_line
 
 _ACTIVATIONS = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+# Of gates, where a configuration decides it (DINOv3's); DINOv2's are these whatever it says.
+_GATES = ("silu", "swish")
 
 # Ends the name of an index of several files.
 SHARDS = ".index.json"
@@ -88,7 +90,11 @@ def numerics(file: ArrayFile, said: dict[str, Any], found: dict[str, Any]) -> di
     Raises:
       SourceError: the configuration is of another network, or has an activation that is none here.
     """
-    for name, field in (("hidden_size", "width"), ("num_hidden_layers", "depth")):
+    for name, field in (
+        ("hidden_size", "width"),
+        ("num_hidden_layers", "depth"),
+        ("num_register_tokens", "num_registers"),
+    ):
         if said.get(name, found[field]) != found[field]:
             raise SourceError(
                 f"{file.path}: config.json is of another network: {name}={said[name]!r}, the "
@@ -97,13 +103,13 @@ def numerics(file: ArrayFile, said: dict[str, Any], found: dict[str, Any]) -> di
     fields: dict[str, Any] = {}
     if "layer_norm_eps" in said:
         fields["layer_norm_eps"] = positive_number(file, said, "layer_norm_eps", math.nan)
-    if (name := said.get("hidden_act")) is not None and found["mlp"] == "gelu":
-        if name not in _ACTIVATIONS:
-            raise SourceError(
-                f"{file.path}: config.json: hidden_act={name!r}; known are {tuple(_ACTIVATIONS)}"
-            )
-        fields["gelu"] = _ACTIVATIONS[name]
-    return fields
+    plain = found["mlp"] == "gelu"
+    if (name := said.get("hidden_act")) is None or not (plain or said.get("use_gated_mlp")):
+        return fields
+    known = tuple(_ACTIVATIONS) if plain else _GATES
+    if name not in known:
+        raise SourceError(f"{file.path}: config.json: hidden_act={name!r}; known are {known}")
+    return fields | ({"gelu": _ACTIVATIONS[name]} if plain else {})
 
 
 def normalization(file: ArrayFile) -> dict[str, Any]:

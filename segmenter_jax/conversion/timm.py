@@ -1,4 +1,4 @@
-"""timm's and DeiT's ViT checkpoints; the reference Segmenter's encoder has the same names."""
+"""ViTs of timm, DeiT and MAE; the reference Segmenter's encoder has the same names."""
 
 import re
 from collections.abc import Collection
@@ -35,6 +35,12 @@ _STEM = (
 )
 _NORM = norm("encoder_norm", "norm")
 
+# Of MAE's own files, which have these names.
+_PRETRAINING = (
+    (r"mask_token$", "token of masked pretraining"),
+    (r"decoder_", "decoder of masked pretraining"),
+)
+
 HEADS = (
     (r"head\.", "classification head"),
     (r"head_dist\.", "classification head of the distillation token"),
@@ -66,6 +72,8 @@ def describe_encoder(file: ArrayFile, prefix: str) -> tuple[dict[str, Any], int]
         hidden=f"{prefix}blocks.0.mlp.fc1.bias",
         blocks=rf"{re.escape(prefix)}blocks\.(\d+)\.",
     )
+    # Without one (timm's SigLIP) it is none of these, whatever the number of positions.
+    file.shape(f"{prefix}cls_token", 3)
     tokens = file.shape(f"{prefix}pos_embed", 3)[1]
     return fields | {"distilled": distilled}, tokens - (2 if distilled else 1)
 
@@ -82,5 +90,8 @@ def open(file: ArrayFile, hints: Hints) -> Opened:
     config = network(file.path, fields, patches, hints)
     # AugReg and plain DeiT weights look the same; only distilled ones are DeiT's for certain.
     description = normalized_as("deit") if config.distilled else {}
+    if "mask_token" in file.arrays:
+        description = normalized_as("imagenet")
     description |= huggingface.normalization(file)
-    return bind(file, NAME, config, encoder_rows(config, ""), HEADS, description)
+    dropped = HEADS + _PRETRAINING
+    return bind(file, NAME, config, encoder_rows(config, ""), dropped, description)

@@ -140,6 +140,37 @@ def test_original_names_hold_the_same_network(name, tmp_path):
         assert description.model.rope_periods == "float32"
 
 
+MAE_TABLE = (
+    *(("attention.output.dense", "attn.proj"), ("intermediate.dense", "mlp.fc1")),
+    *(("output.dense", "mlp.fc2"), ("layernorm_before", "norm1"), ("layernorm_after", "norm2")),
+    *(("encoder.layer.", "blocks."), ("layernorm", "norm"), ("embeddings.cls_token", "cls_token")),
+    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("embeddings.position_embeddings", "pos_embed"),
+)
+
+
+def test_maes_own_files_hold_the_same_network_with_and_without_its_decoder(tmp_path):
+    arrays = load_file(FOLDER / "vit" / "model.safetensors")
+    arrays = fused(arrays, "encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attn.")
+    arrays = renamed(arrays, MAE_TABLE)
+    names = ("mask_token", "decoder_pos_embed", "decoder_embed.bias", "decoder_blocks.0.norm1.bias")
+    expected = open_source(FOLDER / "vit", Hints()).entries
+    for beside in ((), names):
+        whole = arrays | dict.fromkeys(beside, np.zeros(3, np.float32))
+        save_file(whole, tmp_path / "mae.safetensors")
+        opened = open_source(tmp_path / "mae.safetensors", Hints(num_heads=2))
+        assert opened.entries.keys() == expected.keys()
+        for name, entry in opened.entries.items():
+            np.testing.assert_array_equal(entry.read(), expected[name].read())
+        assert {name for name, _, _ in opened.dropped} == set(beside)
+    del arrays["cls_token"]
+    save_file(arrays, tmp_path / "siglip.safetensors")
+    with pytest.raises(SourceError, match="array cls_token is missing"):
+        open_source(tmp_path / "siglip.safetensors", Hints(num_heads=2))
+    # Without its decoder it may be any ViT.
+    assert opened.description["mean"] == NORMALIZATION["imagenet"][0]
+
+
 def big_vision(arrays, heads=2):
     """SigLIP's arrays as NaFlex of big_vision has them."""
     kernel, position = "embeddings.patch_embedding", "embeddings.position_embedding.weight"
@@ -194,6 +225,14 @@ def test_rounded_periods_are_taken_from_the_file(tmp_path):
         opened_model(path, num_heads=2)
 
 
+def test_a_bias_of_keys_counts_where_nothing_masks_it(tmp_path):
+    path = original("dinov3", tmp_path)
+    arrays = {n: a for n, a in load_file(path).items() if "bias_mask" not in n}
+    save_file(arrays, path)
+    entries = open_source(path, Hints(num_heads=2)).entries
+    assert (entries["encoder/encoderblock_1/attention/key/bias"].read() == 7).all()
+
+
 def test_the_network_is_said_by_the_folder():
     found = open_source(FOLDER / "dinov2_registers", Hints())
     config = found.config
@@ -242,6 +281,11 @@ def test_several_files_of_weights_are_one_source(tmp_path):
         ("dinov2", "encoder.layer.1.mlp.fc2.weight", "encoder.layer.1.mlp.fc2.weight is missing"),
         ("dinov3", "norm.weight", "norm.weight is missing"),
         ("siglip", "embeddings.position_embedding.weight", "position_embedding.weight is missing"),
+        (
+            "dinov2_registers",
+            "embeddings.register_tokens",
+            "num_register_tokens=4, the arrays have 0",
+        ),
     ],
 )
 def test_damaged_folders_are_told_in_one_line(tmp_path, name, removed, message):
@@ -283,6 +327,11 @@ def test_a_configuration_of_another_network_is_refused(tmp_path):
         (folder / "config.json").write_text(json.dumps(said | change))
         with pytest.raises(SourceError, match=message):
             open_source(folder, Hints())
+    gated = shutil.copytree(FOLDER / "dinov3_gated", tmp_path / "gated")
+    said = json.loads((gated / "config.json").read_text())
+    (gated / "config.json").write_text(json.dumps(said | {"hidden_act": "gelu"}))
+    with pytest.raises(SourceError, match=r"hidden_act='gelu'; known are \('silu'"):
+        open_source(gated, Hints())
     # Beside files with the original names it is somebody else's.
     path = original("dinov2", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4}))

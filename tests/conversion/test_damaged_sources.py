@@ -84,6 +84,10 @@ NPZ_CASES = {
         lambda a: _changed(a, "embedding/kernel", np.ravel),
         "embedding/kernel has shape (49152,), expected 4 axes",
     ),
+    "empty": (
+        lambda a: _changed(a, "embedding/kernel", lambda x: x[:0]),
+        "embedding/kernel has shape (0, 16, 3, 64), expected 4 axes, none empty",
+    ),
     "patches not square": (
         lambda a: _changed(a, "embedding/kernel", lambda x: x[:8]),
         "patches that are not square",
