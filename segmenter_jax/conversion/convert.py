@@ -40,7 +40,7 @@ class ConvertOptions:
       patch_size: side of a patch in pixels; the patch embedding is resized for another one.
       num_heads: heads of the encoder, where the source does not tell.
       layer_norm_eps, gelu: how the model computes.
-      normalization: a name of `models.normalization`; needed where the source does not tell.
+      normalization: a name of `choices.NORMALIZATION`; needed where the source does not tell.
       position_method: how position embeddings are resized; None: "bilinear".
       window, stride, base_size: see `ModelDescription`, in pixels.
       seed: of newly initialised parameters.
@@ -187,16 +187,15 @@ def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
             raise SourceError(
                 f"{opened.source}: not a {options.variant}: has {found[0]}; expected {found[1]}"
             )
+    if options.num_heads not in (None, source.num_heads):
+        raise SourceError(
+            f"{opened.source}: num_heads={options.num_heads} asked for, the source has "
+            f"{source.num_heads}"
+        )
     if not opened.has_decoder and options.num_classes is None:
         raise SourceError(
             f"{opened.source}: holds an encoder only; give num_classes (--num_classes of "
             "python -m segmenter_jax.convert) for a new decoder"
-        )
-    kept = source.decoder == "eomt" and options.num_classes in (None, source.num_classes)
-    if (options.decoder or source.decoder) == "eomt" and not kept:
-        raise SourceError(
-            f"{opened.source}: a new decoder of the kind eomt would have to be trained, which is "
-            "not offered here; that of a released model keeps its classes"
         )
     names = ("image_size", "num_classes", "decoder", "in_channels", "layer_norm_eps", "gelu")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -205,7 +204,15 @@ def _target_config(opened: Opened, options: ConvertOptions) -> SegmenterConfig:
         changes |= with_patches(patches, options.patch_size)
     if not opened.has_decoder:
         changes.setdefault("decoder", "mask")
-    return dataclasses.replace(source, **changes)
+    wanted = dataclasses.replace(source, **changes)
+    kept = ("decoder", "num_classes", "num_upscales")
+    if wanted.decoder == "eomt" and any(getattr(wanted, n) != getattr(source, n) for n in kept):
+        raise SourceError(
+            f"{opened.source}: a new decoder of the kind eomt would have to be trained, which is "
+            "not offered here; that of a released model keeps its classes, and how often it "
+            "doubles the grid of patches (patch_size)"
+        )
+    return wanted
 
 
 def _describe(opened: Opened, config: SegmenterConfig, options: ConvertOptions) -> ModelDescription:

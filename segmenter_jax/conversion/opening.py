@@ -188,10 +188,6 @@ def network(
       SourceError: there is no such network, or something is not said anywhere.
     """
     num_heads = fields.get("num_heads", hints.num_heads)
-    if hints.num_heads not in (None, num_heads):
-        raise SourceError(
-            f"{path}: num_heads={hints.num_heads} asked for, the source has {num_heads}"
-        )
     if num_heads is None:
         by_width = {size["width"]: size["num_heads"] for size in PLAIN.values()}
         num_heads = by_width.get(fields["width"])

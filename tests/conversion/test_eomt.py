@@ -215,6 +215,8 @@ def test_a_decoder_that_would_be_new_is_refused():
     for source, options in (
         (FOLDER / "dinov2", {"decoder": "eomt", "num_classes": 3}),
         (FOLDER / "eomt_dinov2", {"num_classes": 3}),
+        (FOLDER / "eomt_dinov2", {"patch_size": 8}),
+        (FOLDER / "eomt_dinov2", {"patch_size": 32}),
     ):
         with pytest.raises(SourceError, match="a new decoder of the kind eomt would have to be tr"):
             opened_model(source, **options)

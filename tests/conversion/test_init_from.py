@@ -123,6 +123,19 @@ def test_init_from_another_encoder_fails(golden_dir, field, value):
         conversion.load_init(golden_dir / GOOGLE, described(config), seed=4)
 
 
+def test_all_differences_of_another_encoder_are_told_at_once():
+    fields = {"patch_size": 4, "position_size": (16, 16), "layer_scale": True}
+    target = described(tiny_network(depth=3, num_heads=4, **fields), "imagenet")
+    with pytest.raises(
+        ValueError,
+        match=r"has width=32, depth=2, num_heads=2, .*wants width=64, depth=3, num_heads=4, ",
+    ):
+        conversion.load_init(FOLDER / "dinov2", target, seed=4)
+    # Asked for by name it is an error of its own.
+    with pytest.raises(ValueError, match="num_heads=4 asked for, the source has 2"):
+        conversion.convert(FOLDER / "dinov2", conversion.ConvertOptions(num_classes=2, num_heads=4))
+
+
 def test_init_from_warns_of_another_normalisation(golden_dir):
     target = described(golden_config("segm_mask"), normalization="deit")
     _, _, report = conversion.load_init(golden_dir / GOOGLE, target, seed=4)
