@@ -9,6 +9,7 @@ import ml_collections
 import pytest
 
 from segmenter_jax.configs import common
+from segmenter_jax.conversion.adapt import ENCODER_FIELDS, ENCODER_NUMERICS
 from segmenter_jax.models import Segmenter, SegmenterConfig
 from segmenter_jax.training.loop import train_and_evaluate
 from tests.golden_params import golden_config
@@ -65,6 +66,16 @@ def test_the_fields_of_the_model_group_are_those_of_the_network():
     # Of a decoder that is not trained.
     elsewhere |= {"num_queries"}
     assert set(common.get_config().model.keys()) - {"variant"} == fields - elsewhere
+
+
+def test_every_field_of_an_encoder_is_compared_with_that_of_a_source():
+    fields = {field.name for field in dataclasses.fields(SegmenterConfig)}
+    # What a source is fitted to, how it is trained and computed, and decoders.
+    free = {"image_size", "patch_size", "position_size", "in_channels", "num_classes"}
+    free |= {"dropout_rate", "attention_dropout_rate", "drop_path_rate"}
+    free |= {"dtype", "attention", "remat", "scan_layers", "num_queries"}
+    free |= {name for name in fields if name.startswith(("decoder", "head_"))}
+    assert {*ENCODER_FIELDS, *ENCODER_NUMERICS} == fields - free
 
 
 def unread(cls: type[SegmenterConfig]) -> set[str]:

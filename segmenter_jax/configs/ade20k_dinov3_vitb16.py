@@ -3,7 +3,8 @@
 python -m segmenter_jax.main --config=ade20k_dinov3_vitb16 --workdir=runs/dinov3_vitb16 \
     --config.init_from=path/to/dinov3-vitb16-pretrain-lvd1689m
 
-The optimizer is that of EoMT for such encoders, with a decay of the rates by layer.
+Learning rate, its decay by layer, and weight decay are those of EoMT on DINOv2; warm-up and the
+bound of the gradient are not.
 """
 
 import ml_collections
