@@ -123,7 +123,7 @@ def adapt(
       ValueError: the encoders do not fit, or an array cannot be read.
     """
     source = opened.config
-    _check_encoder(opened, config)
+    check_encoder(opened.source, source, config)
     report = Report(_header(opened), dropped=list(opened.dropped))
     report.warnings += [*opened.notes, *_warnings(source, config, position_method)]
     other_decoder = _other_decoder(opened, config)
@@ -259,11 +259,12 @@ def differences(
     return (theirs, ours) if different else None
 
 
-def _check_encoder(opened: Opened, config: SegmenterConfig) -> None:
-    if found := differences(opened.config, config):
+def check_encoder(name: str, source: SegmenterConfig, config: SegmenterConfig) -> None:
+    """Raises SourceError with all differences between a network's encoder and that of a source."""
+    if found := differences(source, config):
         theirs, ours = found
         raise SourceError(
-            f"{opened.source}: its encoder has {theirs}; the model wants {ours} "
+            f"{name}: its encoder has {theirs}; the model wants {ours} "
             '(config.model.variant="source" takes what the source has)'
         )
 

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from segmenter_jax.checkpoints.description import ModelDescription
+from segmenter_jax.conversion.adapt import check_encoder
 from segmenter_jax.conversion.opening import Hints, SourceNetwork
 from segmenter_jax.data.datasets import Dataset, build_dataset
 from segmenter_jax.data.specs import DatasetSpec
@@ -113,6 +114,16 @@ def _images(config: ml_collections.ConfigDict, source: SourceNetwork | None) -> 
         choices = (*sorted(NORMALIZATION), SOURCE)
         raise ValueError(f"config.augment.normalization={name!r} is unknown; choose from {choices}")
     return dict(zip(("mean", "std"), NORMALIZATION[name], strict=True))
+
+
+def _check_network(config: ml_collections.ConfigDict, source: SourceNetwork | None) -> None:
+    """Raises ValueError for a network that is none, or not that of the weights it starts from."""
+    _images(config, source)
+    with group("model"):
+        network = model_config(config, num_classes=2, in_channels=3, source=source)
+    if source is not None:
+        sizes = {"num_classes": 2, "image_size": network.image_size}
+        check_encoder(config.init_from, SegmenterConfig(**sizes, **source.fields), network)
 
 
 def describe(
@@ -267,7 +278,10 @@ def build(config: ml_collections.ConfigDict, source: SourceNetwork | None = None
     with group("mesh"):
         mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
     check(config, mesh)
-    source = source or read_source(config)
+    if source is None:
+        source = read_source(config)
+        # Before a dataset is built, which may take long.
+        _check_network(config, source)
 
     d = config.dataset
     dataset = build_dataset(d.name, d.data_dir, d.source or None)

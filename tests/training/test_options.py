@@ -189,6 +189,22 @@ def test_a_source_that_is_needed_is_asked_for_before_anything_is_built(tmp_path)
         segmenter_jax.train("folder_dinov2", tmp_path / "run", batch=3)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__depth": 3}, "config.model: depth=3 replaces what the source has, 2"),
+        ({"model__variant": "dinov2reg_S/4"}, "has width=32, depth=2.* wants width=384, depth=12"),
+        ({"augment__normalization": "any"}, "normalization='any' is unknown"),
+    ],
+)
+def test_what_does_not_fit_a_source_is_told_before_anything_is_built(
+    backbone, tmp_path, overrides, message
+):
+    given = {"dataset__data_dir": tmp_path, "init_from": backbone} | overrides
+    with pytest.raises(ValueError, match=message):
+        segmenter_jax.train("folder_dinov2", tmp_path / "run", **given)
+
+
 def test_a_decoder_that_is_not_trained_is_refused_before_anything_is_built(tmp_path):
     with pytest.raises(ValueError, match=r'config.model: the decoder "eomt" is not trained here'):
         segmenter_jax.train("quickstart", tmp_path / "run", model__decoder="eomt")
