@@ -214,8 +214,13 @@ def _check_ranges(config: SegmenterConfig) -> None:
     for field in (*positive, "num_queries"):
         if (value := getattr(config, field)) < 1:
             raise ValueError(f"{field} must be at least 1, got {value}")
-    if config.num_registers < 0:
-        raise ValueError(f"num_registers must be at least 0, got {config.num_registers}")
+    for field in ("num_registers", "decoder_depth"):
+        if (value := getattr(config, field)) < 0:
+            raise ValueError(f"{field} must be at least 0, got {value}")
+    for field in ("mlp_dim", "rope_base", "layer_norm_eps", "decoder_layer_norm_eps"):
+        value = getattr(config, field)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{field} must be positive, got {value}")
     for field in ("image_size", "position_size"):
         size = getattr(config, field)
         if size is not None and (len(size) != 2 or min(size) < 1):

@@ -12,7 +12,7 @@ from segmenter_jax.models import VARIANTS, Segmenter, SegmenterConfig, upsample
 from segmenter_jax.models.decoders import MaskTransformerDecoder
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.transformer import ATTENTION_MAPS, DropPath
-from segmenter_jax.models.vit import resize_position_embedding
+from segmenter_jax.models.vit import resize_position_embedding, rope_rotation
 from tests.golden_params import NAMES, golden_config, golden_params
 from tests.tiny import tiny_network
 
@@ -246,6 +246,9 @@ def test_gradients_are_finite_in_bfloat16_and_parameters_stay_float32():
         ({"gelu": "erf"}, "gelu='erf' is unknown; choose from ('exact', 'tanh')"),
         ({"dtype": "float16"}, "choose from ('auto', 'float32', 'bfloat16')"),
         ({"drop_path_rate": 1.0}, "drop_path_rate must be in [0, 1), got 1.0"),
+        ({"layer_norm_eps": -1.0}, "layer_norm_eps must be positive, got -1.0"),
+        ({"decoder_depth": -1}, "decoder_depth must be at least 0, got -1"),
+        ({"mlp_dim": 0}, "mlp_dim must be positive, got 0"),
     ],
 )
 def test_wrong_configurations_are_refused(fields, message):
@@ -274,6 +277,16 @@ def test_unknown_variants_are_refused(variant):
                 [-0.10546875, 1.10546875],
             ],
         ),
+        # Of PyTorch's `interpolate` with `scale_factor=4.1 / 2`, as DINOv2's code calls it.
+        (
+            "bicubic_offset",
+            [
+                [1.1062915330596, -0.1062915330596],
+                [0.7921732853557, 0.2078267146443],
+                [0.2583374443203, 0.7416625556797],
+                [-0.0977001748379, 1.0977001748379],
+            ],
+        ),
     ],
 )
 def test_resize_matrix_values(method, expected):
@@ -284,6 +297,16 @@ def test_resize_matrix_shrinks_without_antialiasing():
     expected = np.zeros((2, 8))
     expected[0, [1, 2]] = expected[1, [5, 6]] = 0.5
     np.testing.assert_allclose(resize_matrix(8, 2), expected)
+
+
+def test_periods_that_a_file_holds_rounded_are_rounded():
+    config = tiny_network(num_heads=1, position="rope", rope_periods="bfloat16")
+    sine, cosine = rope_rotation(config, (3, 5))
+    # 100 ** (1 / 16) is 1.3335; the first patch is in row -2/3 and column -4/5.
+    for index, place in ((1, -2 / 3), (17, -4 / 5)):
+        angle = 2 * np.pi * place / 1.3359375
+        np.testing.assert_allclose(sine[0, index], np.sin(angle), atol=1e-6)
+        np.testing.assert_allclose(cosine[0, index + 32], np.cos(angle), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "corner_linear"])
