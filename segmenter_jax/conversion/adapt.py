@@ -76,16 +76,16 @@ class Report:
         lines = [self.header, *([f"classes: {self.classes}"] if self.classes else [])]
         for title, items in groups.items():
             lines.append(f"{title}: {len(self.mapped) if title == 'mapped' else len(items)}")
-            lines += [f"  {item}" for item in _collapse(items)]
+            lines += [f"  {item}" for item in collapse(items)]
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
 
-def _collapse(items: Iterable[str]) -> list[str]:
+def collapse(items: Iterable[str]) -> list[str]:
     """Lines that differ only in a block's number become one, with the range of numbers."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[tuple[int, str]]] = {}
     for item in items:
         number, key = 0, item
         if match := re.search(r"block_(\d+)/", item):
@@ -93,10 +93,10 @@ def _collapse(items: Iterable[str]) -> list[str]:
             key = item.replace(f"block_{number}/", "block_*/")
             # Their block number is the first; another one may count the layers of an MLP.
             key = re.sub(rf"(blocks|layers?)\.{number}\.", r"\1.*.", key, count=1)
-        groups.setdefault(key, []).append(number)
+        groups.setdefault(key, []).append((number, item))
     return [
-        f"{key}, blocks {min(numbers)} to {max(numbers)}" if len(numbers) > 1 else key
-        for key, numbers in groups.items()
+        f"{key}, blocks {min(found)[0]} to {max(found)[0]}" if len(found) > 1 else found[0][1]
+        for key, found in groups.items()
     ]
 
 

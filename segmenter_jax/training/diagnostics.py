@@ -1,4 +1,4 @@
-"""What a run tells of itself: its memory, where it hangs, and a profile of some steps."""
+"""What a run tells of itself: parameters, memory, where it hangs, and a profile of some steps."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 
+from segmenter_jax.conversion.adapt import collapse
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 from segmenter_jax.runtime.files import is_local
@@ -28,6 +30,12 @@ REARM_SECONDS = 1.0
 
 # Of the process itself: what Python calls standard error may be no file, as in notebooks.
 _STDERR = 2
+
+
+def parameter_lines(params: dict[str, Any]) -> list[str]:
+    """Names and shapes of parameters; those of repeated blocks share a line."""
+    flat = flatten_dict(params, sep="/")
+    return collapse(f"{name} {flat[name].shape}" for name in sorted(flat))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from segmenter_jax.training.diagnostics import (
     Watchdog,
     memory_rows,
     memory_table,
+    parameter_lines,
     temporary_bytes,
 )
 from segmenter_jax.training.experiment import Experiment
@@ -305,8 +306,7 @@ def _log_run(experiment: Experiment, state: TrainState, resumed: bool) -> None:
     program, batch_size = experiment.program, experiment.config.batch_size
     dtype = program.model.config.compute_dtype(program.mesh)
     if not resumed:
-        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        logger.info("%s", table)
+        logger.info("\n  ".join(["parameters:", *parameter_lines(state.params)]))
     logger.info(
         "%s parameters, %s, %s, batch %d, compute %s",
         f"{parameter_overview.count_parameters(state.params):,}",

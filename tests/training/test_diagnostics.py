@@ -1,4 +1,4 @@
-"""The table of memory, the profile of some steps, and the alarm of a run that hangs."""
+"""What a run tells of itself: parameters, memory, the profile of some steps, and where it hangs."""
 
 import contextlib
 import dataclasses
@@ -20,6 +20,7 @@ from segmenter_jax.training.diagnostics import (
     Watchdog,
     memory_rows,
     memory_table,
+    parameter_lines,
     temporary_bytes,
 )
 from segmenter_jax.training.program import TrainProgram
@@ -29,6 +30,13 @@ from tests.tiny import tiny_network
 
 TINY = tiny_network(decoder_depth=2)
 OPTIONS = StepOptions(mean=(0.5,) * 3, std=(0.5,) * 3, ema_decay=0.9)
+
+
+def test_parameters_of_repeated_blocks_share_a_line():
+    lines = parameter_lines(init_params(tiny_network(depth=3, decoder_depth=1), 0))
+    assert "encoder/encoderblock_*/mlp/Dense_0/bias (256,), blocks 0 to 2" in lines
+    assert "decoder/block_0/mlp/Dense_0/bias (256,)" in lines
+    assert not any("encoderblock_1" in line for line in lines)
 
 
 def program_of(options, mesh, name="sgd"):
