@@ -15,7 +15,6 @@ Rules:
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,6 +30,7 @@ from segmenter_jax.models.choices import Method
 from segmenter_jax.models.params import Params, abstract_params, init_some_params
 from segmenter_jax.models.resampling import resize_matrix
 from segmenter_jax.models.vit import resize_position_embedding
+from segmenter_jax.runtime.tables import merge_blocks
 
 _POSITION = "encoder/pos_embedding"
 _PATCH_KERNEL = "encoder/embedding/kernel"
@@ -76,28 +76,11 @@ class Report:
         lines = [self.header, *([f"classes: {self.classes}"] if self.classes else [])]
         for title, items in groups.items():
             lines.append(f"{title}: {len(self.mapped) if title == 'mapped' else len(items)}")
-            lines += [f"  {item}" for item in collapse(items)]
+            lines += [f"  {item}" for item in merge_blocks(items)]
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
-
-
-def collapse(items: Iterable[str]) -> list[str]:
-    """Lines that differ only in a block's number become one, with the range of numbers."""
-    groups: dict[str, list[tuple[int, str]]] = {}
-    for item in items:
-        number, key = 0, item
-        if match := re.search(r"block_(\d+)/", item):
-            number = int(match[1])
-            key = item.replace(f"block_{number}/", "block_*/")
-            # Their block number is the first; another one may count the layers of an MLP.
-            key = re.sub(rf"(blocks|layers?)\.{number}\.", r"\1.*.", key, count=1)
-        groups.setdefault(key, []).append((number, item))
-    return [
-        f"{key}, blocks {min(found)[0]} to {max(found)[0]}" if len(found) > 1 else found[0][1]
-        for key, found in groups.items()
-    ]
 
 
 def adapt(

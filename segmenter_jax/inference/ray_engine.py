@@ -30,7 +30,7 @@ from segmenter_jax.runtime.progress import Progress
 # Sources that are given to a process at a time, and made again where it is lost.
 PIECE = 64
 
-LIST = ".todo.jsonl"
+_LIST = ".todo.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def list_file(
     Yields:
       int64 (pieces + 1,): where each piece begins in the list, in bytes, and the end.
     """
-    path, offsets = folder / LIST, []
+    path, offsets = folder / _LIST, []
     try:
         with open(path, "w", encoding="ascii") as file:
             for number, (source, stem) in enumerate(plan.items()):
@@ -196,7 +196,7 @@ class Worker:
         }
 
     def _read(self, piece: int) -> dict[pathlib.Path, pathlib.PurePath]:
-        with open(self._folder / LIST, encoding="ascii") as file:
+        with open(self._folder / _LIST, encoding="ascii") as file:
             start, end = self._offsets[piece : piece + 2].tolist()
             file.seek(start)
             lines = map(json.loads, file.read(end - start).splitlines())

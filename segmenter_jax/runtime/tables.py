@@ -1,7 +1,7 @@
-"""Tables as lines of text."""
+"""Tables and lists as lines of text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _NUMBER = re.compile(r"[-+]?(\d|\.\d|nan|inf)")
@@ -33,3 +33,28 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     return "" if value is None else str(value)
+
+
+def merge_blocks(items: Iterable[str]) -> list[str]:
+    """Makes one line of those that differ only in the number of a network's block.
+
+    Args:
+      items: lines, with "block_3/" in them where they are of a block; names of other projects
+        beside it, such as "blocks.3.", count on with it.
+
+    Returns:
+      The lines, with the range of numbers where there are several.
+    """
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for item in items:
+        number, key = 0, item
+        if match := re.search(r"block_(\d+)/", item):
+            number = int(match[1])
+            key = item.replace(f"block_{number}/", "block_*/")
+            # Their block number is the first; another one may count the layers of an MLP.
+            key = re.sub(rf"(blocks|layers?)\.{number}\.", r"\1.*.", key, count=1)
+        groups.setdefault(key, []).append((number, item))
+    return [
+        f"{key}, blocks {min(found)[0]} to {max(found)[0]}" if len(found) > 1 else found[0][1]
+        for key, found in groups.items()
+    ]

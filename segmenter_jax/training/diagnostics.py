@@ -12,11 +12,10 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from segmenter_jax.conversion.adapt import collapse
 from segmenter_jax.runtime.console import logger
 from segmenter_jax.runtime.errors import first_line
 from segmenter_jax.runtime.files import is_local
-from segmenter_jax.runtime.tables import align
+from segmenter_jax.runtime.tables import align, merge_blocks
 from segmenter_jax.training.program import TrainProgram
 from segmenter_jax.training.state import StepOptions, TrainState, split_params
 
@@ -35,7 +34,7 @@ _STDERR = 2
 def parameter_lines(params: dict[str, Any]) -> list[str]:
     """Names and shapes of parameters; those of repeated blocks share a line."""
     flat = flatten_dict(params, sep="/")
-    return collapse(f"{name} {flat[name].shape}" for name in sorted(flat))
+    return merge_blocks(f"{name} {flat[name].shape}" for name in sorted(flat))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,22 +18,15 @@ from segmenter_jax.inference.predictor import read_model
 from segmenter_jax.inference.records import RECORDS_FILE, Records, manifest
 from segmenter_jax.inference.results import Results, Wanted
 from tests.models_on_disk import write_golden_model
+from tests.ray_cluster import ray_cluster
 
 PICTURES = 100
 
 
 @pytest.fixture
 def cluster():
-    """A head without cores, and two nodes."""
-    ray = pytest.importorskip("ray", reason='needs pip install "segmenter_jax[ray]"')
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster, nodes
-    ray.shutdown()
-    cluster.shutdown()
+    with ray_cluster() as cluster:
+        yield cluster
 
 
 def run(*arguments):
@@ -89,7 +82,6 @@ def test_a_process_of_a_cluster_refuses_another_model(tmp_path):
 
 @pytest.mark.slow
 def test_every_result_is_there_once_though_a_node_dies(cluster, tmp_path, monkeypatch, capsys):
-    cluster, nodes = cluster
     monkeypatch.setattr(ray_engine, "PIECE", 5)
     photos = write_photos(tmp_path / "photos", PICTURES)
     model = write_golden_model(tmp_path / "model")
@@ -100,11 +92,8 @@ def test_every_result_is_there_once_though_a_node_dies(cluster, tmp_path, monkey
     def kill_one():
         while not records.exists() or records.read_bytes().count(b"\n") < PICTURES // 5:
             time.sleep(0.05)
-        from ray.util.state import list_actors
-
-        at_work = {a.node_id for a in list_actors() if a.class_name.startswith("MapWorker")}
-        (victim, *_) = [node for node in nodes if node.node_id in at_work]
-        cluster.remove_node(victim, allow_graceful=False)
+        while not cluster.kill_one_at_work():
+            time.sleep(0.05)
         left.append(2 * PICTURES - records.read_bytes().count(b"\n"))
 
     killer = threading.Thread(target=kill_one, daemon=True)

@@ -28,6 +28,7 @@ from segmenter_jax.inference.plan import Plan
 from segmenter_jax.inference.records import RECORDS_FILE, Records, manifest
 from segmenter_jax.runtime.progress import Progress
 from tests.models_on_disk import write_golden_model
+from tests.ray_cluster import ray_cluster
 from tests.soak.flat_memory import own_mib
 from tests.soak.predict_kills import files, write_picture
 from tests.tiny_runs import ROOT, environment
@@ -120,37 +121,19 @@ def watch(
 
 def watch_cluster(arguments: list, folder: pathlib.Path, pictures: int) -> None:
     """Waits for a job on a Ray cluster, a node of which is killed while it works."""
-    import ray
-    from ray.cluster_utils import Cluster
-    from ray.util.state import list_actors
-    from ray.util.state.exception import ServerUnavailable
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    ray.init(address=cluster.address, log_to_driver=False)
-    os.environ["RAY_ADDRESS"] = cluster.address
 
     def kill_one(done: int) -> None:
-        if len(nodes) == 2 and done > pictures // 4:
-            try:
-                actors = list_actors()
-            except ServerUnavailable:
-                # It starts slowly on a busy machine: at the next look, then.
-                return
-            at_work = {a.node_id for a in actors if a.class_name.startswith("MapWorker")}
-            victim = next(node for node in nodes if node.node_id in at_work)
-            nodes.remove(victim)
-            cluster.remove_node(victim, allow_graceful=False)
+        if len(cluster.nodes) == 2 and done > pictures // 4 and cluster.kill_one_at_work():
             print(f"killed a node at {done} of {pictures}", flush=True)
 
-    try:
-        job = Worker([*arguments, folder, "--engine", "ray"], folder / RECORDS_FILE, pictures)
-        watch([job], "2 nodes of Ray", pictures, kill_one)
-        assert len(nodes) == 1
-    finally:
-        del os.environ["RAY_ADDRESS"]
-        ray.shutdown()
-        cluster.shutdown()
+    with ray_cluster() as cluster:
+        os.environ["RAY_ADDRESS"] = cluster.address
+        try:
+            job = Worker([*arguments, folder, "--engine", "ray"], folder / RECORDS_FILE, pictures)
+            watch([job], "2 nodes of Ray", pictures, kill_one)
+        finally:
+            del os.environ["RAY_ADDRESS"]
+        assert len(cluster.nodes) == 1
 
 
 def check(shared: pathlib.Path, alone: pathlib.Path, pictures: int) -> None:
