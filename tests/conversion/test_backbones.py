@@ -49,7 +49,7 @@ def test_tokens_are_those_of_the_published_code(name):
     assert max(token_errors(FOLDER / name, name).values()) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["dinov2_registers", "dinov3_gated"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_scanned_and_recomputed_layers_give_the_same_tokens(name):
     errors = token_errors(FOLDER / name, name, ("wide",), scan_layers=True, remat=True)
     assert errors["wide"] < 2e-5
@@ -138,6 +138,28 @@ def test_original_names_hold_the_same_network(name, tmp_path):
         assert description.model.position_resize == rules[name]
     else:
         assert description.model.rope_periods == "float32"
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("dinov2", "dinov2."), ("vit", "vit.")])
+def test_an_encoder_inside_another_network_is_the_same(name, prefix, tmp_path):
+    folder = shutil.copytree(FOLDER / name, tmp_path / name)
+    arrays = load_file(folder / "model.safetensors")
+    inside = {prefix + key: array for key, array in arrays.items()}
+    save_file(inside | {"classifier.bias": np.zeros(3, np.float32)}, folder / "model.safetensors")
+    found, expected = open_source(folder, Hints()), open_source(FOLDER / name, Hints())
+    assert found.config == expected.config and found.entries.keys() == expected.entries.keys()
+    for key, entry in found.entries.items():
+        np.testing.assert_array_equal(entry.read(), expected.entries[key].read())
+
+
+def test_originals_without_a_bias_of_queries_have_zeros_there(tmp_path):
+    path = original("dinov3", tmp_path)
+    arrays = {n: a for n, a in load_file(path).items() if "qkv.bias" not in n}
+    save_file(arrays | {"local_cls_norm.weight": np.ones(32, np.float32)}, path)
+    opened = open_source(path, Hints(num_heads=2))
+    for part in ("query", "key", "value"):
+        assert not opened.entries[f"encoder/encoderblock_1/attention/{part}/bias"].read().any()
+    assert [name for name, _, _ in opened.dropped if "local_cls" in name]
 
 
 MAE_TABLE = (

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from segmenter_jax.models import Segmenter, placement
 from segmenter_jax.models.placement import leaf_spec
 from segmenter_jax.training import sharding
-from tests.conversion.test_backbones import FOLDER, opened_model
+from tests.conversion.test_backbones import FOLDER, NETWORKS, opened_model
 
 
 def test_mesh_uses_all_devices_or_as_many_as_asked():
@@ -61,7 +61,7 @@ def test_large_leaves_are_cut_along_their_largest_divisible_dimension(shape, spe
 
 
 @pytest.mark.parametrize(
-    ("name", "scan_layers"), [("dinov2_registers", False), ("dinov3_gated", True)]
+    ("name", "scan_layers"), [(name, index % 2 == 1) for index, name in enumerate(NETWORKS)]
 )
 def test_tokens_of_pretrained_encoders_are_the_same_on_eight_devices(
     monkeypatch, name, scan_layers
