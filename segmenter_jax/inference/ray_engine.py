@@ -100,7 +100,9 @@ def segment_on_ray(
     failed = 0
     with list_file(folder, plan) as offsets:
         number = len(offsets) - 1
-        pieces = ray.data.range(number, override_num_blocks=number).map_batches(
+        # Not `range`, which makes its numbers in tasks that want whole cores.
+        numbers = ray.data.from_items(list(range(number)), override_num_blocks=number)
+        pieces = numbers.map_batches(
             Worker,
             fn_constructor_args=(job, folder, offsets),
             batch_size=1,
@@ -121,8 +123,9 @@ def _actors(ray: types.ModuleType) -> tuple[dict[str, float], int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus := sum(int(resources.get("GPU", 0)) for resources in nodes):
         return {"num_gpus": 1, "num_cpus": 0}, gpus
-    # A process takes all cores of its machine; claimed, none would be left for Ray's own tasks.
-    return {"num_cpus": 0}, sum("CPU" in resources for resources in nodes)
+    # A process takes all cores of its machine, also of one whose process was lost; claiming a bit
+    # of one keeps it from machines without cores for work, such as the head of many clusters.
+    return {"num_cpus": 0.01}, sum("CPU" in resources for resources in nodes)
 
 
 @contextlib.contextmanager
@@ -176,7 +179,7 @@ class Worker:
         self._engine = self._predictor.engine(**job.protocol)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        rows = [self._segment(int(piece)) for piece in batch["id"]]
+        rows = [self._segment(int(piece)) for piece in batch["item"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _segment(self, piece: int) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def watch_cluster(arguments: list, folder: pathlib.Path, pictures: int) -> None:
     """Waits for a job on a Ray cluster, a node of which is killed while it works."""
 
     def kill_one(done: int) -> None:
-        if len(cluster.nodes) == 2 and done > pictures // 4 and cluster.kill_one_at_work():
+        if len(cluster.nodes) == 2 and done > pictures // 4:
+            cluster.kill_one_at_work()
             print(f"killed a node at {done} of {pictures}", flush=True)
 
     with ray_cluster() as cluster:
