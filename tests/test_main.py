@@ -87,6 +87,11 @@ def test_only_a_run_that_is_not_finished_leaves_with_the_code_asked_for(
         ({"batch_size": 3, "grad_accum_steps": 2}, "batch_size=3 (global) does not divide"),
         ({"model__variant": "XL/16"}, "variant='XL/16' is unknown"),
         ({"optimizer__name": "lion"}, "'lion' is unknown; choose from ('sgd', 'adamw')"),
+        # Told before the dataset is looked for.
+        (
+            {"optimizer__warmup_steps": 99, "dataset__name": "shapez"},
+            "config.optimizer: warmup_steps=99 must be",
+        ),
         ({"augment__normalization": "other"}, "normalization='other' is unknown"),
         ({"checkpoint__keep": 0}, "checkpoint.keep must be at least 1"),
     ],

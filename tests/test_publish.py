@@ -1,5 +1,6 @@
 """The folder that is published, and its model card. Uploads: tests/conversion/test_hub.py."""
 
+import dataclasses
 import json
 import re
 
@@ -12,6 +13,7 @@ from segmenter_jax import publish
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion.model_card import Facts, lineage, model_card
 from segmenter_jax.evaluation.metrics import SegmentationReport
+from tests.golden_params import golden_config
 from tests.models_on_disk import CLASSES, golden_description, write_golden_model
 
 PROTOCOL = "window 64, stride 48, base 64, scales 1, flip no"
@@ -146,6 +148,19 @@ def test_the_card_of_a_model_of_which_nothing_is_known():
     assert "Nothing was measured" in text and "IoU" not in text
     assert r"| 0 | a\|b |" in text and r"| 1 | \<img src=x\> |" in text and "| 6 | 日本 |" in text
     assert len(re.findall(r"^\| \d+ \|", text, re.MULTILINE)) == 7
+
+
+@pytest.mark.parametrize(
+    ("decoder", "words"),
+    [
+        ("linear", "and a linear decoder;"),
+        ("mask", "and a mask transformer of 2 blocks;"),
+        ("eomt", "and 100 queries in its last 2 blocks (EoMT);"),
+    ],
+)
+def test_every_decoder_is_called_by_its_name(decoder, words):
+    network = dataclasses.replace(golden_config("segm_mask"), decoder=decoder)
+    assert words in card(golden_description(model=network))[1]
 
 
 def test_paths_of_somebodys_machine_are_not_told():

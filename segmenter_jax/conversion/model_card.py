@@ -125,11 +125,12 @@ def _index(facts: Facts) -> dict[str, Any]:
 
 def _what_it_is(facts: Facts) -> str:
     m = facts.description.model
-    decoder = (
-        "a linear decoder"
-        if m.decoder == "linear"
-        else f"a mask transformer of {_counted(m.decoder_depth, 'block')}"
-    )
+    blocks = _counted(m.decoder_depth, "block")
+    decoder = {
+        "linear": "a linear decoder",
+        "mask": f"a mask transformer of {blocks}",
+        "eomt": f"{_counted(m.num_queries, 'query', 'queries')} in its last {blocks} (EoMT)",
+    }.get(m.decoder, f"the decoder `{m.decoder}`")
     return (
         f"Semantic segmentation into {_counted(m.num_classes, 'class', 'classes')} with "
         f"[Segmenter]({_PAPER}): a Vision Transformer of {_counted(m.depth, 'block')} (width "
