@@ -189,8 +189,8 @@ def test_fsdp_cuts_parameters_and_moments_alike():
 
 def test_bfloat16_keeps_parameters_and_loss_in_float32():
     config = tiny_network(dtype="bfloat16")
-    state, losses, _ = run_steps(one_device(), config=config)
-    _, reference, _ = run_steps(one_device())
+    state, losses, _ = run_steps(sharding.make_mesh(), config=config)
+    _, reference, _ = run_steps(sharding.make_mesh())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
     np.testing.assert_allclose(losses, reference, rtol=2e-2)
 
