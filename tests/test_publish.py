@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from segmenter_jax import publish
 from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.conversion.model_card import Facts, lineage, model_card
 from segmenter_jax.evaluation.metrics import SegmentationReport
+from segmenter_jax.models.choices import Decoder
 from tests.golden_params import golden_config
 from tests.models_on_disk import CLASSES, golden_description, write_golden_model
 
@@ -150,17 +152,15 @@ def test_the_card_of_a_model_of_which_nothing_is_known():
     assert len(re.findall(r"^\| \d+ \|", text, re.MULTILINE)) == 7
 
 
-@pytest.mark.parametrize(
-    ("decoder", "words"),
-    [
-        ("linear", "and a linear decoder;"),
-        ("mask", "and a mask transformer of 2 blocks;"),
-        ("eomt", "and 100 queries in its last 2 blocks (EoMT);"),
-    ],
-)
-def test_every_decoder_is_called_by_its_name(decoder, words):
+@pytest.mark.parametrize("decoder", get_args(Decoder))
+def test_every_decoder_is_called_by_its_name(decoder):
+    words = {
+        "linear": "and a linear decoder;",
+        "mask": "and a mask transformer of 2 blocks;",
+        "eomt": "and 100 queries in its last 2 blocks (EoMT);",
+    }
     network = dataclasses.replace(golden_config("segm_mask"), decoder=decoder)
-    assert words in card(golden_description(model=network))[1]
+    assert words[decoder] in card(golden_description(model=network))[1]
 
 
 def test_paths_of_somebodys_machine_are_not_told():

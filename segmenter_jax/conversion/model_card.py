@@ -130,7 +130,7 @@ def _what_it_is(facts: Facts) -> str:
         "linear": "a linear decoder",
         "mask": f"a mask transformer of {blocks}",
         "eomt": f"{_counted(m.num_queries, 'query', 'queries')} in its last {blocks} (EoMT)",
-    }.get(m.decoder, f"the decoder `{m.decoder}`")
+    }[m.decoder]
     return (
         f"Semantic segmentation into {_counted(m.num_classes, 'class', 'classes')} with "
         f"[Segmenter]({_PAPER}): a Vision Transformer of {_counted(m.depth, 'block')} (width "

@@ -278,8 +278,8 @@ def build(config: ml_collections.ConfigDict, source: SourceNetwork | None = None
     with group("mesh"):
         mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.num_devices)
     check(config, mesh)
+    # For their errors alone: building a dataset may take long.
     with group("optimizer"):
-        # Refused before a dataset is built, which may take long, as what follows.
         make_optimization(config)
     if source is None:
         source = read_source(config)
