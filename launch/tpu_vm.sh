@@ -78,7 +78,7 @@ copy() {
   do_it gcloud compute tpus tpu-vm scp "$archive" "$slice:segmenter_jax.tar.gz" "${where[@]}" \
     --worker=all
   on_all_hosts "mkdir -p segmenter && tar xzf segmenter_jax.tar.gz -C segmenter && cd segmenter \
-&& python3 -m venv .venv && .venv/bin/pip install -q '.[tpu]' gcsfs"
+&& python3 -m venv .venv && .venv/bin/pip install -q '.[tpu,gcs]'"
 }
 
 run() {

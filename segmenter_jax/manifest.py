@@ -6,13 +6,12 @@ python -m segmenter_jax.manifest overlays/ -o manifest.jsonl
 import argparse
 import collections
 import json
-import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 
 from segmenter_jax.inference.records import Record, manifest
 from segmenter_jax.runtime.command import run_command
-from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.files import is_local, place, write_whole
 
 
 def _counted(entries: Iterable[Record], counts: collections.Counter[str]) -> Iterable[str]:
@@ -22,8 +21,8 @@ def _counted(entries: Iterable[Record], counts: collections.Counter[str]) -> Ite
 
 
 def _command(arguments: argparse.Namespace) -> None:
-    folder = pathlib.Path(arguments.folder).expanduser()
-    if not folder.is_dir():
+    folder = place(arguments.folder)
+    if is_local(folder) and not folder.is_dir():
         raise ValueError(f"{arguments.folder}: no such folder")
     counts: collections.Counter[str] = collections.Counter()
     lines = _counted(manifest(folder), counts)

@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "inputs",
         nargs="+",
-        help='files, folders, which are mirrored, or patterns like "a/**/*.jpg"',
+        help='files, folders, which are mirrored, or patterns like "a/**/*.jpg"; gs:// and s3:// '
+        "addresses as well",
     )
     parser.add_argument(
         "--tar",
@@ -51,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         help="inputs are tar files of pictures (WebDataset); each gets a tar file of results in "
         "tar/ with members such as KEY.ids.png",
     )
-    parser.add_argument("-o", "--output", required=True, help="folder of the results")
+    parser.add_argument(
+        "-o", "--output", required=True, help="folder of the results, or address of one"
+    )
     parser.add_argument(
         "--save",
         type=_saved_list,

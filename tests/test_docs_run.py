@@ -76,6 +76,7 @@ SUBSTITUTES = {
 NOT_RUN = {
     r"pip install|-m venv|-m build|pre-commit": "installs: .ci/run does that",
     r"^(hf|git|sbatch) |hf://|--download|augreg/": "needs the network or a cluster",
+    r"(gs|s3)://": "needs a bucket: inference/test_buckets.py",
     r"segmenter_jax\.publish .*--private": "uploads: conversion/test_hub.py",
     r"^(du|sort|head|export|taskset|xprof) ": "is no program of this project",
     r"^\.ci/|pytest -q( -m slow)?$|tests\.soak\.fidelity|-m sphinx": "takes minutes or is .ci/run",

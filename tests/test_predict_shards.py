@@ -11,7 +11,7 @@ from PIL import Image
 
 from segmenter_jax import manifest, predict
 from segmenter_jax.inference.plan import planned_outputs
-from segmenter_jax.inference.records import RECORDS_FILE
+from segmenter_jax.inference.record_files import RECORDS_FILE
 from segmenter_jax.runtime.ownership import part_owner, sole_owner
 from tests.models_on_disk import CLASSES, write_golden_model
 

@@ -23,6 +23,7 @@ from segmenter_jax.inference.results import MISSING, Results, Wanted
 from segmenter_jax.inference.run import Run
 from segmenter_jax.runtime.command import FAILED, protocol_overrides
 from segmenter_jax.runtime.compilation import prepare_compilation
+from segmenter_jax.runtime.files import place
 from segmenter_jax.runtime.host import keep_freed_memory
 from segmenter_jax.runtime.ownership import part_owner, sole_owner
 from segmenter_jax.runtime.tables import align
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = planned_outputs(arguments.inputs, arguments.tar)
     if arguments.shard:
         plan.keep_shard(*arguments.shard)
-    folder = pathlib.Path(arguments.output).expanduser()
+    folder = place(arguments.output)
     with _owned(folder, arguments.shard):
         return _segment(arguments, plan, folder)
 
@@ -69,12 +70,14 @@ def _segment(arguments: argparse.Namespace, plan: Plan, folder: pathlib.Path) ->
     segment = _way(arguments, description, params, weights, wanted)
     # Those on the devices are all that is needed from here on.
     del params
-    records = Records(folder, shard_name(*shard) if shard else "")
-    results = Results(folder, plan, wanted, description, settings, weights, records)
-    planned = len(plan)
-    _keep_unfinished(plan, results, arguments.overwrite)
-    results.start(plan)
-    failed = segment(plan, results)
+    with contextlib.closing(Records(folder, shard_name(*shard) if shard else "")) as records:
+        results = Results(
+            folder, plan, wanted, description, settings, weights, records, plan.source_record
+        )
+        planned = len(plan)
+        _keep_unfinished(plan, results, arguments.overwrite)
+        results.start(plan)
+        failed = segment(plan, results)
 
     todo = len(plan)
     done, skipped = todo - failed, planned - todo

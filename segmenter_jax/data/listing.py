@@ -10,6 +10,7 @@ import glob
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from segmenter_jax.runtime.errors import DataError, first_few
 
@@ -18,6 +19,9 @@ _SYSTEM_NAMES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informatio
 
 # Of no interest to anybody.
 _DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
+
+# A file, or what else says where it is.
+Place = TypeVar("Place")
 
 HIDDEN = "hidden or kept by a system"
 _MAX_NAMED = 3
@@ -117,13 +121,13 @@ def iter_pattern(pattern: Path) -> Iterator[tuple[str, Path]]:
     asked = [part for part in wanted if not glob.has_magic(part) or part.startswith(".")]
     depth = None if "**" in wanted else len(wanted)
     for path, place in iter_folder(root, {}, depth=depth, asked=asked):
-        if _matches(path.split("/"), wanted):
+        if matches(path.split("/"), wanted):
             yield path, place
 
 
 def only(
-    files: Iterable[tuple[str, Path]], suffixes: Sequence[str], left_out: dict[str, list[str]]
-) -> Iterator[tuple[str, Path]]:
+    files: Iterable[tuple[str, Place]], suffixes: Sequence[str], left_out: dict[str, list[str]]
+) -> Iterator[tuple[str, Place]]:
     """Leaves out files with other suffixes than these, which are in lower case."""
     for path, place in files:
         if reason := unread_suffix(path, suffixes):
@@ -189,13 +193,14 @@ def _leads_back(link: str, chain: Sequence[str]) -> bool:
     return any(Path(place).is_relative_to(target) for place in chain)
 
 
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether names of folders and a file match those of a pattern of `glob`, which has "**"."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+        return matches(parts, pattern[1:]) or (bool(parts) and matches(parts[1:], pattern))
     return (
         bool(parts)
         and fnmatch.fnmatchcase(parts[0], pattern[0])
-        and _matches(parts[1:], pattern[1:])
+        and matches(parts[1:], pattern[1:])
     )

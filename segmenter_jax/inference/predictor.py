@@ -1,7 +1,6 @@
 """A trained model ready for pictures."""
 
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.models import Segmenter
 from segmenter_jax.pictures import overlay
+from segmenter_jax.runtime.files import place, read_bytes
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
 
@@ -133,7 +133,8 @@ class Predictor:
           OSError: there is no such file.
         """
         if isinstance(picture, str | os.PathLike):
-            return self.decode(pathlib.Path(picture).expanduser().read_bytes(), os.fspath(picture))
+            name = os.fspath(picture)
+            return self.decode(read_bytes(place(name)), name)
         channels = self.description.model.in_channels
         if isinstance(picture, Image.Image):
             picture = _pixels_of(ImageOps.exif_transpose(picture), channels)

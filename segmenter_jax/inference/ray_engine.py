@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from segmenter_jax.checkpoints.checksums import weights_digest
+from segmenter_jax.inference.plan import Plan
 from segmenter_jax.inference.predictor import Predictor, read_model
-from segmenter_jax.inference.records import Record
+from segmenter_jax.inference.records import Record, source_record
 from segmenter_jax.inference.results import Results, Wanted
 from segmenter_jax.inference.run import Run
 from segmenter_jax.runtime.compilation import prepare_compilation
-from segmenter_jax.runtime.files import sync
+from segmenter_jax.runtime.files import full_name, place, read_bytes, remove_all, write_whole
 from segmenter_jax.runtime.host import keep_freed_memory
 from segmenter_jax.runtime.progress import Progress
 
@@ -75,7 +76,7 @@ def connect() -> types.ModuleType:
 def segment_on_ray(
     ray: types.ModuleType,
     job: Job,
-    plan: Mapping[pathlib.Path, pathlib.PurePath],
+    plan: Plan,
     results: Results,
     quiet: bool,
 ) -> int:
@@ -86,7 +87,7 @@ def segment_on_ray(
     Args:
       ray: see `connect`.
       job: what every process has to know.
-      plan: sources, and the names of their results.
+      plan: what is to be made.
       results: gets the records.
       quiet: show no progress.
 
@@ -95,7 +96,7 @@ def segment_on_ray(
     """
     if not plan:
         return 0
-    folder = pathlib.Path(os.path.abspath(results.folder))
+    folder = place(full_name(results.folder))
     options, count = _actors(ray)
     failed = 0
     with list_file(folder, plan) as offsets:
@@ -129,30 +130,28 @@ def _actors(ray: types.ModuleType) -> tuple[dict[str, float], int]:
 
 
 @contextlib.contextmanager
-def list_file(
-    folder: pathlib.Path, plan: Mapping[pathlib.Path, pathlib.PurePath]
-) -> Iterator[np.ndarray]:
+def list_file(folder: pathlib.Path, plan: Plan) -> Iterator[np.ndarray]:
     """Keeps a list of what is to be made, in a folder, while it is needed.
 
     Args:
       folder: of the results.
-      plan: sources, and the names of their results.
+      plan: what is to be made.
 
     Yields:
       int64 (pieces + 1,): where each piece begins in the list, in bytes, and the end.
     """
     path, offsets = folder / _LIST, []
+    with write_whole(path) as part, open(part, "w", encoding="ascii") as file:
+        for number, (source, stem) in enumerate(plan.items()):
+            if number % PIECE == 0:
+                offsets.append(file.tell())
+            listed = plan.listed(source)
+            file.write(json.dumps([full_name(source), os.fspath(stem), listed]) + "\n")
+        offsets.append(file.tell())
     try:
-        with open(path, "w", encoding="ascii") as file:
-            for number, (source, stem) in enumerate(plan.items()):
-                if number % PIECE == 0:
-                    offsets.append(file.tell())
-                file.write(json.dumps([os.path.abspath(source), os.fspath(stem)]) + "\n")
-            offsets.append(file.tell())
-        sync(path)
         yield np.array(offsets, np.int64)
     finally:
-        path.unlink(missing_ok=True)
+        remove_all([path])
 
 
 class Worker:
@@ -183,11 +182,12 @@ class Worker:
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _segment(self, piece: int) -> dict[str, Any]:
-        plan, records = self._read(piece), _Kept()
+        (plan, listed), records = self._read(piece), _Kept()
         job, settings = self._job, self._engine.settings
         description = self._predictor.description
         results = Results(
-            self._folder, plan, job.wanted, description, settings, job.weights, records
+            *(self._folder, plan, job.wanted, description, settings, job.weights, records),
+            source=lambda path: listed[path] or source_record(path),
         )
         run = Run(self._predictor, self._engine, job.outputs, results, quiet=True)
         failed = run.segment(plan)
@@ -198,12 +198,16 @@ class Worker:
             "sources": len(plan),
         }
 
-    def _read(self, piece: int) -> dict[pathlib.Path, pathlib.PurePath]:
-        with open(self._folder / _LIST, encoding="ascii") as file:
-            start, end = self._offsets[piece : piece + 2].tolist()
-            file.seek(start)
-            lines = map(json.loads, file.read(end - start).splitlines())
-            return {pathlib.Path(path): pathlib.PurePath(stem) for path, stem in lines}
+    def _read(
+        self, piece: int
+    ) -> tuple[dict[pathlib.Path, pathlib.PurePath], dict[pathlib.Path, Record | None]]:
+        """Sources of a piece with the names of their results, and what was listed of objects."""
+        text = read_bytes(self._folder / _LIST, *self._offsets[piece : piece + 2].tolist())
+        rows = [(place(path), *rest) for path, *rest in map(json.loads, text.splitlines())]
+        return (
+            {path: pathlib.PurePath(stem) for path, stem, _ in rows},
+            {path: listed for path, _, listed in rows},
+        )
 
 
 class _Kept:

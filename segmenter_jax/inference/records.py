@@ -4,6 +4,8 @@ A line of JSON is added for each result once it is whole. One document, written 
 picture, would cost the square of their number, and a file beside each result would double the
 files. A line that a killed process left torn counts for nothing: its result is made again.
 
+In a bucket lines become objects every half minute; see `record_files`.
+
 Shards that write to one folder at the same time have a file each. It goes before the common one,
 which they only read: what a shard makes again it first says to be forgotten, in its own. Whoever
 comes with another number of shards first gathers all in the common file.
@@ -11,15 +13,20 @@ comes with another number of shards first gathers all in the common file.
 
 import itertools
 import json
-import os
 import pathlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from segmenter_jax.runtime.files import naming, write_whole
-
-RECORDS_FILE = "results.jsonl"
+from segmenter_jax.inference.record_files import Growing, find_files, read_lines, records_file
+from segmenter_jax.runtime import buckets
+from segmenter_jax.runtime.files import (
+    full_name,
+    is_local,
+    make_empty,
+    remove_all,
+    write_whole,
+)
 
 # What can be saved, each kind in a folder of that name.
 SAVED = ("overlay", "ids", "palette", "confidence")
@@ -34,19 +41,24 @@ Record = dict[str, Any]
 
 
 def source_record(path: pathlib.Path) -> Record:
-    """What tells a source from another one, or from itself after a change."""
+    """What tells a source from another one, or from itself after a change.
+
+    Raises:
+      OSError: there is no such file or object.
+    """
+    if not is_local(path):
+        stored = buckets.find(path)
+        if stored is None:
+            raise FileNotFoundError(f"{path}: no such object")
+        return stored_record(stored)
     stat = path.stat()
     # Not resolved: a link that leads elsewhere since shows in size and time.
-    return {"source": os.path.abspath(path), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+    return {"source": full_name(path), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
 
 
-def failure(path: pathlib.Path, message: str) -> Record:
-    """The record of a source that has no results."""
-    try:
-        source = source_record(path)
-    except OSError:
-        source = {"source": os.path.abspath(path)}
-    return source | {"error": message}
+def stored_record(stored: buckets.Stored) -> Record:
+    """As `source_record`, of an object as a bucket lists it."""
+    return {"source": full_name(stored.path), "bytes": stored.bytes, "modified": stored.stamp}
 
 
 class Shard(NamedTuple):
@@ -80,19 +92,20 @@ class Records:
           folder: of the results.
           shard: whose lines are written, see `shard_name`; none are those of all.
         """
-        self._shard, self._lines = shard, _Lines()
-        self._common, self._file = folder / RECORDS_FILE, _file(folder, shard)
+        self._folder, self._shard, self._lines = folder, shard, _Lines()
         if not shard:
             gather(folder)
-        for file in dict.fromkeys((self._common, self._file)):
-            self._lines.read(file, own=file == self._file)
+        files = find_files(folder)
+        for name in dict.fromkeys(("", shard)):
+            self._lines.read(files[name], own=name == shard)
+        self._growing = Growing(folder, shard)
 
     def find(self, result: str) -> Record | None:
         """The record of a result."""
         return self._lines.find(result)
 
     def forget(self, results: Iterable[str], failed: Iterable[pathlib.Path] = ()) -> None:
-        """Removes records, before their results are touched; `RECORDS_FILE` exists from then on.
+        """Removes records, before their results are touched; the common file exists from then on.
 
         With a tar file go the records of what is in it.
 
@@ -100,16 +113,22 @@ class Records:
           results: to be made again.
           failed: sources to be tried again.
         """
-        keys = itertools.chain(results, (_failed(os.path.abspath(path)) for path in failed))
+        keys = itertools.chain(results, (_failed(full_name(path)) for path in failed))
         self._lines.forget(keys, hide=bool(self._shard))
-        self._lines.write(self._file)
+        files, own = find_files(self._folder), records_file(self._folder, self._shard)
+        self._lines.write(own)
+        remove_all(file for file in files[self._shard] if file != own)
         # By which a folder of results is known.
-        self._common.touch()
+        if self._shard and not files[""]:
+            make_empty(records_file(self._folder))
 
     def add(self, records: Iterable[Record]) -> None:
         """Adds records of results that are whole, and failures."""
-        with naming(self._file), open(self._file, "a", encoding="utf-8") as file:
-            file.writelines(map(_line, records))
+        self._growing.add(map(_line, records))
+
+    def close(self) -> None:
+        """Writes what is not yet; has to be called at the end."""
+        self._growing.flush()
 
 
 def gather(folder: pathlib.Path, count: int | None = None) -> None:
@@ -119,14 +138,16 @@ def gather(folder: pathlib.Path, count: int | None = None) -> None:
       folder: of the results.
       count: leave shards of this number alone.
     """
-    files = [file for file in _shard_files(folder) if not file.stem.endswith(f"-of-{count}")]
-    if files:
-        lines = _Lines()
-        for file in (folder / RECORDS_FILE, *files):
-            lines.read(file, own=True)
-        lines.write(folder / RECORDS_FILE, hidden=False)
-    for file in files:
-        file.unlink()
+    found = find_files(folder)
+    of_shards = [name for name in found if name and not name.endswith(f"-of-{count}")]
+    if not of_shards:
+        return
+    lines = _Lines()
+    for name in ("", *of_shards):
+        lines.read(found[name], own=True)
+    common = records_file(folder)
+    lines.write(common, hidden=False)
+    remove_all(file for name in ("", *of_shards) for file in found[name] if file != common)
 
 
 def manifest(folder: pathlib.Path) -> Iterator[Record]:
@@ -138,8 +159,8 @@ def manifest(folder: pathlib.Path) -> Iterator[Record]:
       `results`; what is not known is None.
     """
     lines = _Lines()
-    for file in (folder / RECORDS_FILE, *_shard_files(folder)):
-        lines.read(file, own=True)
+    for files in find_files(folder).values():
+        lines.read(files, own=True)
     # Of a tar file the pictures are listed, and itself where it failed.
     listed = (record for record in lines.by_source() if "save" not in record)
     for _, records in itertools.groupby(listed, lambda record: record["source"]):
@@ -160,10 +181,8 @@ class _Lines:
             "CREATE TABLE lines (key PRIMARY KEY, own, source, line) WITHOUT ROWID; BEGIN"
         )
 
-    def read(self, file: pathlib.Path, own: bool) -> None:
-        if not file.exists():
-            return
-        with open(file, encoding="utf-8", errors="replace") as lines:
+    def read(self, files: Iterable[pathlib.Path], own: bool) -> None:
+        for lines in map(read_lines, files):
             rows = ((_key(r), own, _ascii(r.get("source")), _line(r)) for r in _parsed(lines))
             self._base.executemany("REPLACE INTO lines VALUES (?, ?, ?, ?)", rows)
 
@@ -225,11 +244,3 @@ def _ascii(text: str | None) -> str:
 
 def _line(record: Record) -> str:
     return json.dumps(record) + "\n"
-
-
-def _file(folder: pathlib.Path, shard: str) -> pathlib.Path:
-    return folder / (f"results.{shard}.jsonl" if shard else RECORDS_FILE)
-
-
-def _shard_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(folder.glob("results.*-of-*.jsonl"))

@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,14 +14,8 @@ from segmenter_jax.checkpoints.description import ModelDescription
 from segmenter_jax.inference.facts import Facts
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.merging import Maps
-from segmenter_jax.inference.records import (
-    RECORDS_FILE,
-    SAVED,
-    Record,
-    Records,
-    failure,
-    source_record,
-)
+from segmenter_jax.inference.presence import Present
+from segmenter_jax.inference.records import SAVED, Record, Records, source_record
 from segmenter_jax.inference.tar_files import (
     TAR_SUFFIX,
     TarPicture,
@@ -35,7 +28,14 @@ from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame, write_video
 from segmenter_jax.runtime.errors import DataError
-from segmenter_jax.runtime.files import naming, write_whole
+from segmenter_jax.runtime.files import (
+    exists,
+    full_name,
+    is_same,
+    naming,
+    write_whole,
+    write_whole_folder,
+)
 
 # Holds tar files of all kinds.
 _TAR = "tar"
@@ -51,18 +51,20 @@ def is_video(path: pathlib.PurePath) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def is_result(path: pathlib.Path, below: pathlib.PurePath) -> bool:
+def is_result(
+    path: pathlib.Path,
+    below: pathlib.PurePath,
+    holds_records: Callable[[pathlib.Path], bool],
+) -> bool:
     """Whether a file is a result in a folder of results, if that is not above `path` less `below`.
 
     Args:
       path: the file.
       below: its path below the folder that is searched.
+      holds_records: whether a folder is one of results.
     """
     inner = zip(path.parents, reversed(below.parts), strict=False)
-    return any(
-        name in (*SAVED, _TAR, _LEGEND) and (folder / RECORDS_FILE).exists()
-        for folder, name in inner
-    )
+    return any(name in (*SAVED, _TAR, _LEGEND) and holds_records(folder) for folder, name in inner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Results:
         settings: InferenceSettings,
         weights: str,
         records: Recorder | None = None,
+        source: Callable[[pathlib.Path], Record] = source_record,
     ):
         """Reads what is finished.
 
@@ -114,7 +117,9 @@ class Results:
           description, settings: of the model that makes the results.
           weights: tells the parameters from others; see `checkpoints.checksums.weights_digest`.
           records: of the folder; None reads them. What only takes records serves who only writes.
+          source: tells an input from others; see `records.source_record`.
         """
+        self._source, self._present = source, Present(folder)
         self.folder, self._planned, self._wanted = folder, planned, wanted
         self._description = d = description
         self.facts = Facts(d.classes)
@@ -137,7 +142,7 @@ class Results:
         reasons = set()
         for record in self._expected_records(path):
             found = self._records.find(record["result"])
-            if not (self.folder / record["result"]).exists():
+            if record["result"] not in self._present:
                 reasons.add(MISSING)
             elif found is None or record != {name: found.get(name) for name in record}:
                 reasons.add(_difference(found, record))
@@ -156,8 +161,8 @@ class Results:
           DataError: it lies where a result is to be.
         """
         records = self._expected_records(path)
-        targets = [self.folder / record["result"] for record in records]
-        if any(target.exists() and target.samefile(path) for target in targets):
+        targets = (self.folder / record["result"] for record in records)
+        if any(is_same(target, path) for target in targets):
             raise DataError(f"{path}: a result would replace it; choose another output folder")
         self._begun[path] = (records, Facts(self._description.classes))
 
@@ -176,19 +181,24 @@ class Results:
     def fail(self, path: pathlib.Path, message: str) -> None:
         """Records why an input has no results."""
         self._begun.pop(path, None)
-        self._records.add([failure(path, message)])
+        try:
+            source = self._source(path)
+        except OSError:
+            source = {"source": full_name(path)}
+        self._records.add([source | {"error": message}])
 
     def write_picture(self, path: pathlib.Path, image: np.ndarray, maps: Maps) -> None:
-        """Writes all results of a picture."""
-        self._begun[path][1].add(maps)
-        for kind in self._wanted.kinds:
-            with write_whole(self._target(kind, path)) as part:
+        """Writes all results of a picture; of several in threads of their own."""
+        records, facts = self._begun[path]
+        facts.add(maps)
+        for kind, record in zip(self._wanted.kinds, records, strict=True):
+            with write_whole(self.folder / record["result"]) as part:
                 self._render(kind, image, maps).save(part, quality=_OVERLAY_QUALITY)
 
     def open_tar(self, path: pathlib.Path) -> contextlib.AbstractContextManager[TarResults]:
         """Writes the results of a tar file in the block; they and records appear at its end."""
         (record,) = self._begun[path][0]
-        return write_tar(self.folder, record["result"], source_record(path), self._records.add)
+        return write_tar(self.folder, record["result"], self._source(path), self._records.add)
 
     def write_tar_picture(
         self,
@@ -214,25 +224,21 @@ class Results:
         """Writes all results of a video: a video of overlays, folders of anything else."""
         targets = {kind: self._target(kind, path) for kind in self._wanted.kinds}
         clip = targets.pop("overlay", None)
-        parts = {kind: t.with_name(f".incomplete.{t.name}") for kind, t in targets.items()}
-        with contextlib.ExitStack() as leftovers:
-            for folder in parts.values():
-                leftovers.callback(shutil.rmtree, folder, ignore_errors=True)
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-            with write_video(clip) if clip else contextlib.nullcontext() as append:
-                for number, (frame, maps) in enumerate(frames):
-                    self._begun[path][1].add(maps, is_frame=True)
-                    if append:
-                        picture = self._render("overlay", frame.image, maps)
-                        append(frame._replace(image=np.asarray(picture)))
-                    for kind, folder in parts.items():
-                        with naming(targets[kind]):
-                            picture = self._render(kind, frame.image, maps)
-                            picture.save(folder / f"{number:06d}.png")
-            for kind, folder in parts.items():
-                shutil.rmtree(targets[kind], ignore_errors=True)
-                folder.rename(targets[kind])
+        with contextlib.ExitStack() as whole:
+            folders = {
+                kind: whole.enter_context(write_whole_folder(target))
+                for kind, target in targets.items()
+            }
+            append = whole.enter_context(write_video(clip)) if clip else None
+            for number, (frame, maps) in enumerate(frames):
+                self._begun[path][1].add(maps, is_frame=True)
+                if append:
+                    picture = self._render("overlay", frame.image, maps)
+                    append(frame._replace(image=np.asarray(picture)))
+                for kind, folder in folders.items():
+                    with naming(targets[kind]):
+                        picture = self._render(kind, frame.image, maps)
+                        picture.save(folder / f"{number:06d}.png")
 
     def write_legend(self, everything: bool) -> None:
         """Writes the legend of the classes seen, or of all classes."""
@@ -243,7 +249,7 @@ class Results:
 
     def has_legend(self) -> bool:
         """Whether there is a legend."""
-        return (self.folder / _LEGEND).exists()
+        return exists(self.folder / _LEGEND)
 
     def _render(self, kind: str, image: np.ndarray, maps: Maps) -> Image.Image:
         ids, colors = maps["ids"], self._description.colors
@@ -271,7 +277,7 @@ class Results:
         return f"{kind}/{stem.with_name(stem.name + suffix).as_posix()}"
 
     def _expected_records(self, path: pathlib.Path) -> list[Record]:
-        source = source_record(path) | self._made_by
+        source = self._source(path) | self._made_by
         return [
             {"result": self._result(kind, path)} | source | self._options(kind)
             for kind in self._kinds(path)

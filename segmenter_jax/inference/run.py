@@ -16,8 +16,10 @@ from segmenter_jax.inference.predictor import Predictor
 from segmenter_jax.inference.results import Results, is_video
 from segmenter_jax.inference.sliding_window import SlidingWindow
 from segmenter_jax.inference.tar_files import TarResults, is_tar, read_pictures
+from segmenter_jax.inference.transfers import fetched, written
 from segmenter_jax.pictures.video import CutShortError, declared_frames, read_frames
 from segmenter_jax.runtime.errors import DataError, one_line
+from segmenter_jax.runtime.files import size_of
 from segmenter_jax.runtime.progress import Progress
 
 _MEGABYTE = 10**6
@@ -68,10 +70,10 @@ class Run:
         progress = Progress(total, "image", quiet=self._quiet)
 
         def examples() -> Iterator[dict[str, Any]]:
-            for path in paths:
+            for path, read in fetched(paths):
                 try:
                     self._results.begin(path)
-                    image = self._predictor.read(path)
+                    image = self._predictor.decode(read(), str(path))
                     self._engine.check(image)
                 except (ValueError, OSError) as error:
                     self._report(path, error)
@@ -79,9 +81,16 @@ class Run:
                 else:
                     yield {"image": image, "path": path}
 
+        def write(predicted: tuple[dict[str, Any], Maps]) -> None:
+            example, maps = predicted
+            self._results.write_picture(example["path"], example["image"], maps)
+
+        def pixels(predicted: tuple[dict[str, Any], Maps]) -> int:
+            return predicted[1]["ids"].size
+
         with progress:
-            for example, maps in self._predict(examples()):
-                self._results.write_picture(example["path"], example["image"], maps)
+            predicted = self._predict(examples())
+            for example, _ in written(predicted, write, pixels, self._results.folder):
                 self._finish(example["path"])
                 progress.update()
 
@@ -121,7 +130,7 @@ class Run:
         """Segments the pictures in tar files, one file after the other."""
         left_out: collections.Counter[str] = collections.Counter()
         before = 0
-        total = sum(map(_size, filter(is_tar, paths)))
+        total = sum(map(size_of, filter(is_tar, paths)))
         with Progress(total // _MEGABYTE, "MB", quiet=self._quiet) as progress:
 
             def reached(end: int) -> None:
@@ -129,7 +138,7 @@ class Run:
 
             for path in filter(is_tar, paths):
                 self._segment_tar(path, left_out, reached)
-                before += _size(path)
+                before += size_of(path)
         if left_out and not self._quiet:
             counted = "; ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
             print(f"left out of tar files: {counted}", file=sys.stderr)
@@ -199,8 +208,3 @@ class Run:
         text = message if source in message else f"{source}: {message}"
         tqdm.write(f"{what}: {printable(text)}", file=sys.stderr)
         return message
-
-
-def _size(path: pathlib.Path) -> int:
-    """Bytes of a file; none of one that is gone, which reading it will say."""
-    return path.stat().st_size if path.exists() else 0

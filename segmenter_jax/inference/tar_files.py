@@ -8,7 +8,6 @@ import collections
 import contextlib
 import io
 import json
-import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ from segmenter_jax.data.listing import HIDDEN, is_left_out, unread_suffix
 from segmenter_jax.inference.records import Record
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES
 from segmenter_jax.runtime.errors import DataError
-from segmenter_jax.runtime.files import write_whole
+from segmenter_jax.runtime.files import open_binary, size_of, write_whole
 
 TAR_SUFFIX = ".tar"
 
@@ -63,10 +62,10 @@ def read_pictures(path: Path, left_out: collections.Counter[str]) -> Iterator[Ta
     last, found = None, False
     try:
         with (
-            open(path, "rb") as file,
+            open_binary(path) as file,
             tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar,
         ):
-            size = os.fstat(file.fileno()).st_size
+            size = size_of(path)
             while (member := tar.next()) is not None:
                 # It keeps them all otherwise.
                 tar.members.clear()

@@ -2,9 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from etils import epath
+
+from segmenter_jax.runtime import buckets
 
 
 def absolute(path: os.PathLike | str) -> epath.Path:
@@ -19,6 +25,75 @@ def absolute(path: os.PathLike | str) -> epath.Path:
 def is_local(path: os.PathLike | str) -> bool:
     """Whether a path is one of the local file system, where renames are atomic."""
     return "://" not in os.fspath(path)
+
+
+def place(text: str) -> pathlib.Path:
+    """What the user calls by a name: a local path, or an address in a bucket.
+
+    Raises:
+      ValueError: it is an address of another kind.
+    """
+    if is_local(text):
+        return pathlib.Path(text).expanduser()
+    if not os.fspath(text).startswith(buckets.SCHEMES):
+        raise ValueError(f"{text}: addresses of buckets begin with {' or '.join(buckets.SCHEMES)}")
+    return epath.Path(text)
+
+
+def full_name(path: os.PathLike | str) -> str:
+    """An absolute path, of a link its own; or an address."""
+    return os.path.abspath(path) if is_local(path) else os.fspath(path)
+
+
+def exists(path: os.PathLike | str) -> bool:
+    """Whether there is a file or folder, or an object."""
+    return os.path.exists(path) if is_local(path) else buckets.find(path) is not None
+
+
+def is_same(path: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether two names lead to one file or object that is there."""
+    if is_local(path) and is_local(other):
+        return path.exists() and path.samefile(other)
+    return os.fspath(path) == os.fspath(other)
+
+
+def size_of(path: os.PathLike | str) -> int:
+    """Bytes of a file or an object; none of one that is gone."""
+    if is_local(path):
+        return os.path.getsize(path) if os.path.exists(path) else 0
+    found = buckets.find(path)
+    return found.bytes if found else 0
+
+
+def read_bytes(path: os.PathLike | str, start: int = 0, end: int | None = None) -> bytes:
+    """Bytes of a file or an object, all or some."""
+    if not is_local(path):
+        return buckets.read(path, start, end)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(-1 if end is None else end - start)
+
+
+def make_empty(path: pathlib.Path) -> None:
+    """Makes an empty file or object; what somebody else makes meanwhile may stay."""
+    if is_local(path):
+        path.touch()
+    else:
+        buckets.write(path, b"")
+
+
+def remove_all(paths: Iterable[pathlib.Path]) -> None:
+    """Removes files or objects, also where there are none."""
+    for path in paths:
+        if is_local(path):
+            path.unlink(missing_ok=True)
+        else:
+            buckets.remove(path)
+
+
+def open_binary(path: os.PathLike | str) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Opens a file or an object to be read."""
+    return open(path, "rb") if is_local(path) else buckets.opened(path)
 
 
 # What `glob` takes for a pattern.
@@ -53,13 +128,20 @@ def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
       path: local or remote; its folder is made where it is missing.
 
     Yields:
-      A path beside it with the same suffix; `path` itself where it is a device or a pipe.
+      A local path with the same suffix, beside `path` if that is local; `path` itself where it is
+      a device or a pipe.
     """
     regular = os.path.isfile(path) or os.path.isdir(path)
     if is_local(path) and os.path.exists(path) and not regular:
         yield epath.Path(path)
         return
     path = absolute(path)
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as folder:
+            part = epath.Path(folder) / path.name
+            yield part
+            buckets.put({path: part})
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".incomplete.{path.name}"
     try:
@@ -70,6 +152,31 @@ def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def write_whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """As `write_whole`, of a folder of files; in a bucket its files appear one after the other.
+
+    Yields:
+      An empty folder, which replaces `path` at the end of the block.
+    """
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            yield folder
+            buckets.remove(path)
+            buckets.put({path / file.name: file for file in sorted(folder.iterdir())})
+        return
+    part = path.with_name(f".incomplete.{path.name}")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextlib.contextmanager

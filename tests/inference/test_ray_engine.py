@@ -1,23 +1,26 @@
 """Sources segmented on a Ray cluster: its processes alone, and several nodes, one of which dies."""
 
+import contextlib
 import json
-import pathlib
 import threading
 import time
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from segmenter_jax import predict
 from segmenter_jax.checkpoints.checksums import weights_digest
-from segmenter_jax.inference import ray_engine
+from segmenter_jax.inference import ray_engine, record_files
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.plan import planned_outputs
 from segmenter_jax.inference.predictor import read_model
-from segmenter_jax.inference.records import RECORDS_FILE, Records, manifest
+from segmenter_jax.inference.records import Records, manifest
 from segmenter_jax.inference.results import Results, Wanted
+from segmenter_jax.runtime.files import exists, remove_all, write_whole
 from tests.models_on_disk import write_golden_model
+from tests.object_stores import contents, object_store
 from tests.ray_cluster import ray_cluster
 
 PICTURES = 100
@@ -33,27 +36,37 @@ def run(*arguments):
     return predict.main([str(a) for a in arguments])
 
 
-def files(folder):
-    found = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.png")}
-    found.pop(pathlib.PurePath("legend.png"), None)
+def results(folder):
+    found = contents(folder)
+    found.pop("legend.png", None)
     return found
+
+
+@pytest.fixture(params=["a folder", "s3"])
+def place(request, tmp_path):
+    """Where pictures and results are."""
+    if request.param == "a folder":
+        yield tmp_path
+    else:
+        with object_store(request.param) as bucket:
+            yield epath.Path(bucket)
 
 
 def write_photos(folder, count):
     """Writes pictures, and one that cannot be read."""
-    folder.mkdir()
     for index in range(count):
         noise = np.random.default_rng(index).integers(0, 256, (40, 48, 3), np.uint8)
-        Image.fromarray(noise).save(folder / f"{index:03d}.png")
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+        with write_whole(folder / f"{index:03d}.png") as part:
+            Image.fromarray(noise).save(part)
+    with write_whole(folder / "broken.jpg") as part:
+        part.write_bytes(b"\xff\xd8\xff")
     return folder
 
 
-def test_processes_of_a_cluster_make_what_one_alone_does(tmp_path, monkeypatch):
+def test_processes_of_a_cluster_make_what_one_alone_does(place, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "PIECE", 2)
-    photos, model = write_photos(tmp_path / "photos", 3), write_golden_model(tmp_path / "model")
-    out, alone, outputs = tmp_path / "out", tmp_path / "alone", ("ids", "confidence")
-    out.mkdir()
+    photos, model = write_photos(place / "photos", 3), write_golden_model(tmp_path / "model")
+    out, alone, outputs = place / "out", tmp_path / "alone", ("ids", "confidence")
     description, params = read_model(model)
     weights, wanted = weights_digest(params), Wanted(outputs, 0.5, None)
     job, plan = ray_engine.Job(str(model), weights, {}, wanted, outputs), planned_outputs([photos])
@@ -61,11 +74,12 @@ def test_processes_of_a_cluster_make_what_one_alone_does(tmp_path, monkeypatch):
         made = ray_engine.Worker(job, out, offsets)({"item": np.arange(len(offsets) - 1)})
     assert made["sources"] == [2, 2] and sum(made["failed"]) == 1
     settings = InferenceSettings.of(description)
-    results = Results(out, plan, wanted, description, settings, weights, Records(out))
-    for records, seen in zip(made["records"], made["seen"], strict=True):
-        results.take(json.loads(records), json.loads(seen))
+    with contextlib.closing(Records(out)) as kept:
+        taking = Results(out, plan, wanted, description, settings, weights, kept)
+        for records, seen in zip(made["records"], made["seen"], strict=True):
+            taking.take(json.loads(records), json.loads(seen))
     assert run(model, photos, "-o", alone, "--save", ",".join(outputs)) == 1
-    assert files(out) == files(alone) and len(files(out)) == 6
+    assert results(out) == results(alone) and len(results(out)) == 6
 
     def entries(folder):
         return [entry | {"seconds": None} for entry in manifest(folder)]
@@ -81,19 +95,20 @@ def test_a_process_of_a_cluster_refuses_another_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_result_is_there_once_though_a_node_dies(cluster, tmp_path, monkeypatch, capsys):
+def test_every_result_is_there_once_though_a_node_dies(
+    place, cluster, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(ray_engine, "PIECE", 5)
-    photos = write_photos(tmp_path / "photos", PICTURES)
+    photos = write_photos(place / "photos", PICTURES)
     model = write_golden_model(tmp_path / "model")
-    out, alone = tmp_path / "out", tmp_path / "alone"
-    records = out / RECORDS_FILE
+    out, alone = place / "out", tmp_path / "alone"
     left = []
 
     def kill_one():
-        while not records.exists() or records.read_bytes().count(b"\n") < PICTURES // 5:
+        while len(results(out)) < PICTURES // 5:
             time.sleep(0.05)
         cluster.kill_one_at_work()
-        left.append(2 * PICTURES - records.read_bytes().count(b"\n"))
+        left.append(2 * PICTURES - len(results(out)))
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
@@ -102,16 +117,17 @@ def test_every_result_is_there_once_though_a_node_dies(cluster, tmp_path, monkey
     assert left[0] > PICTURES // 2
     printed = capsys.readouterr()
     assert f"{PICTURES} of {PICTURES + 1} files segmented" in printed.out
-    assert not (out / ".todo.jsonl").exists()
+    assert not exists(out / ".todo.jsonl")
     assert run(model, photos, "-o", alone, "--save", "ids,confidence") == 1
-    assert files(out) == files(alone) and len(files(out)) == 2 * PICTURES
+    assert results(out) == results(alone) and len(results(out)) == 2 * PICTURES
     entries = list(manifest(out))
     assert len(entries) == PICTURES + 1
     assert sum(entry["error"] is not None for entry in entries) == 1
-    lines = [json.loads(line) for line in records.read_text().splitlines()]
-    results = [line["result"] for line in lines if "result" in line]
-    assert len(results) == len(set(results)) == 2 * PICTURES
+    (records,) = record_files.find_files(out).values()
+    lines = [json.loads(line) for file in records for line in record_files.read_lines(file)]
+    made = [line["result"] for line in lines if "result" in line]
+    assert len(made) == len(set(made)) == 2 * PICTURES
     # It goes on where it stopped.
-    (out / "ids" / "000.png").unlink()
+    remove_all([out / "ids" / "000.png"])
     assert run(model, photos / "000.png", "-o", out, "--save", "ids", "--engine", "ray") == 0
     assert "1 of 1 files segmented" in capsys.readouterr().out

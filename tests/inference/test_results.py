@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segmenter_jax.inference.predictor import Predictor
-from segmenter_jax.inference.records import RECORDS_FILE
+from segmenter_jax.inference.record_files import RECORDS_FILE
 from segmenter_jax.inference.results import MISSING, Results, Wanted
 from tests.golden_params import golden_params
 from tests.models_on_disk import golden_description

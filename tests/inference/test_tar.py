@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segmenter_jax import manifest, predict
-from segmenter_jax.inference.records import RECORDS_FILE
+from segmenter_jax.inference.record_files import RECORDS_FILE
 from segmenter_jax.inference.results import Results
 from tests.models_on_disk import write_golden_model
 

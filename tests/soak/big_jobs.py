@@ -25,7 +25,8 @@ from collections.abc import Callable
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from segmenter_jax.inference.plan import Plan
-from segmenter_jax.inference.records import RECORDS_FILE, Records, manifest
+from segmenter_jax.inference.record_files import RECORDS_FILE
+from segmenter_jax.inference.records import Records, manifest
 from segmenter_jax.runtime.progress import Progress
 from tests.models_on_disk import write_golden_model
 from tests.ray_cluster import ray_cluster

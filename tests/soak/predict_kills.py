@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import numpy as np
 from PIL import Image
 
-from segmenter_jax.inference.records import RECORDS_FILE
+from segmenter_jax.inference.record_files import RECORDS_FILE
 from segmenter_jax.pictures.video import Frame, write_video
 from tests.models_on_disk import write_golden_model
 from tests.tiny_runs import ROOT, environment

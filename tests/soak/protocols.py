@@ -127,11 +127,13 @@ def main(workdir: str, every: str = "1") -> None:
 
     show(rows)
     show(at_network_size(predictor, split))
-    window, base = settings.window, settings.base_size
+    # Images as high as the own windows have two of them whatever the stride.
+    patch, base = predictor.description.model.patch_size, settings.base_size
+    small = 2 * settings.window // (3 * patch) * patch
     for title, overrides in {
-        f"stride {window}, the window: nothing overlaps": {"stride": window},
-        f"stride {window - 32}, the window less 32": {"stride": window - 32},
-        f"stride {window // 2}, half a window": {"stride": window // 2},
+        f"windows of {small}, stride {small}": {"window": small, "stride": small},
+        f"windows of {small}, stride {small - 32}": {"window": small, "stride": small - 32},
+        f"windows of {small}, stride {small // 2}": {"window": small, "stride": small // 2},
         f"short side {3 * base // 4}": {"base_size": 3 * base // 4},
         f"short side {5 * base // 4}": {"base_size": 5 * base // 4},
         "images at their own size": {"base_size": None},

@@ -1,0 +1,278 @@
+"""Prediction from and to buckets, by the real clients of two kinds of store."""
+
+import io
+import json
+import re
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+import segmenter_jax
+from segmenter_jax import manifest, predict
+from segmenter_jax.inference import plan, record_files, transfers
+from segmenter_jax.pictures.video import Frame, declared_frames, read_frames, write_video
+from segmenter_jax.runtime import buckets
+from segmenter_jax.runtime.files import write_whole, write_whole_folder
+from tests.models_on_disk import write_golden_model
+from tests.object_stores import contents, object_store
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_golden_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def store(request):
+    with object_store(request.param) as address:
+        yield epath.Path(address)
+
+
+@pytest.fixture
+def bucket(store):
+    yield store
+    for name in (*buckets.level(store).folders, *buckets.level(store).objects):
+        buckets.remove(store / name)
+
+
+def run(*arguments):
+    return predict.main([str(a) for a in arguments])
+
+
+def encoded(seed, suffix=".png"):
+    data = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(noise).save(data, Image.registered_extensions()[suffix])
+    return data.getvalue()
+
+
+def fill(bucket, folder, files):
+    """The same files in a bucket and in a folder."""
+    for name, data in files.items():
+        buckets.write(bucket / name, data)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return bucket, folder
+
+
+def entries(folder, source, capsys):
+    """The manifest without what differs between two places and times."""
+    capsys.readouterr()
+    assert manifest.main([str(folder)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for line in lines:
+        line["source"] = line["source"].removeprefix(f"{source}/")
+        line["error"] = line["error"] and line["error"].replace(str(source), "")
+        line["modified"] = line["seconds"] = None
+    return lines
+
+
+PHOTOS = {f"a/{i}.png": encoded(i) for i in range(4)} | {
+    "b/c/same.jpg": encoded(5, ".jpg"),
+    "b/c/same.png": encoded(6),
+    "b/broken.jpg": b"\xff\xd8\xff",
+    "b/notes.txt": b"-",
+    ".hidden/x.png": encoded(7),
+}
+
+
+def test_a_bucket_gets_what_a_folder_does(bucket, model, tmp_path, capsys):
+    there, here = fill(bucket / "in", tmp_path / "in", PHOTOS)
+    kinds = ("--save", "overlay,ids,confidence")
+    assert run(model, here, "-o", tmp_path / "out", *kinds) == 1
+    told = capsys.readouterr().err.replace(str(here), "")
+    assert run(model, there, "-o", bucket / "out", *kinds) == 1
+    assert capsys.readouterr().err.replace(str(there), "") == told
+    assert contents(bucket / "out") == contents(tmp_path / "out")
+    assert len(contents(tmp_path / "out")) == 3 * 6 + 1
+    found = entries(bucket / "out", there, capsys)
+    assert found == entries(tmp_path / "out", here, capsys) and len(found) == 7
+
+
+def test_what_is_there_stays_and_what_changed_is_made_again(bucket, model, capsys, monkeypatch):
+    for i in range(4):
+        buckets.write(bucket / f"in/{i}.png", encoded(i))
+    out = bucket / "out"
+    assert run(model, bucket / "in", "-o", out, "--save", "ids") == 0
+    asked = []
+    find = buckets.find
+    monkeypatch.setattr(buckets, "find", lambda path: asked.append(path) or find(path))
+    assert run(model, bucket / "in", "-o", out, "--save", "ids") == 0
+    assert "0 of 0 files segmented" in capsys.readouterr().out
+    # Of the input and the legend, not of each picture.
+    assert len(asked) == 2
+    made = buckets.read(out / "ids/0.png")
+    buckets.write(bucket / "in/0.png", encoded(9))
+    buckets.remove(out / "ids/1.png")
+    buckets.write(bucket / "in/new.png", encoded(1))
+    assert run(model, bucket / "in", "-o", out, "--save", "ids") == 0
+    printed = capsys.readouterr()
+    assert "3 of 3 files segmented" in printed.out and "2 were there already" in printed.out
+    assert f"made again: {bucket}/in/0.png" in printed.err
+    assert "made of another file, or one that changed since" in printed.err
+    assert buckets.read(out / "ids/0.png") != made
+    assert buckets.read(out / "ids/1.png") == buckets.read(out / "ids/new.png")
+    # What was added before became part of the one file.
+    assert len([name for name in buckets.level(out).objects if name.endswith(".jsonl")]) == 2
+
+
+def test_a_run_that_ends_in_between_goes_on(bucket, model, capsys, monkeypatch):
+    for i in range(6):
+        buckets.write(bucket / f"in/{i}.png", encoded(i))
+    monkeypatch.setattr(transfers, "_AT_A_TIME", 2)
+    write, written = buckets.put, []
+
+    def failing(found):
+        written.append(next(iter(found)))
+        if len(written) == 7:
+            raise OSError("the line is cut")
+        write(found)
+
+    monkeypatch.setattr(buckets, "put", failing)
+    assert run(model, bucket / "in", "-o", bucket / "out", "--save", "ids") == 1
+    assert "the line is cut" in capsys.readouterr().err
+    there = [name for name in contents(bucket / "out") if name.startswith("ids/")]
+    assert 0 < len(there) < 6
+    monkeypatch.setattr(buckets, "put", write)
+    assert run(model, bucket / "in", "-o", bucket / "out", "--save", "ids") == 0
+    # Those that were under way at the end are not recorded.
+    numbers = re.search(r"(\d) of \d files .*, (\d) were there already", capsys.readouterr().out)
+    made, kept = map(int, numbers.groups())
+    assert made + kept == 6 and 0 < kept <= len(there)
+    assert len([name for name in contents(bucket / "out") if name.startswith("ids/")]) == 6
+
+
+def test_patterns_single_objects_and_what_is_not_there(bucket, tmp_path, monkeypatch):
+    there, here = fill(bucket / "in", tmp_path / "in", PHOTOS)
+    for inputs in (["a/*.png"], ["**/same*"], ["*/c/*.jpg", "a/1.png"], ["b/c/same.png"], [""]):
+        found, local = (
+            plan.planned_outputs([f"{root}/{name}" for name in inputs]) for root in (there, here)
+        )
+        assert list(found.values()) == list(local.values())
+        assert all(map(buckets.find, found))
+    for name, problem in {
+        f"{there}/none": "no such file or folder",
+        f"{there}/a/*.jpg": "no pictures match",
+        f"{there}/a/0.png/*": "no pictures match",
+        "https://a.b/c.png": "addresses of buckets begin with gs:// or s3://",
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: {problem}".replace("*", r"\*")):
+            plan.planned_outputs([name])
+
+
+def test_results_of_earlier_runs_are_no_inputs(bucket, model, capsys):
+    buckets.write(bucket / "in/0.png", encoded(0))
+    assert run(model, bucket / "in", "-o", bucket / "in") == 0
+    assert run(model, bucket / "in", "-o", bucket / "in") == 0
+    assert "left out: 3 results of earlier runs" in capsys.readouterr().err
+
+
+def test_shards_share_a_bucket(bucket, model, capsys):
+    for i in range(8):
+        buckets.write(bucket / f"in/{i}.png", encoded(i))
+    arguments = (model, bucket / "in", "-o", bucket / "out", "--save", "ids")
+    for index in (0, 1, 1):
+        assert run(*arguments, "--shard", f"{index}/2") == 0
+    assert "0 of 0 files" in capsys.readouterr().out.splitlines()[-1]
+    assert len(entries(bucket / "out", bucket, capsys)) == 8
+    assert run(*arguments) == 0
+    assert "8 were there already" in capsys.readouterr().out
+    names = buckets.level(bucket / "out").objects
+    assert [name for name in names if name.endswith(".jsonl")] == ["results.jsonl"]
+    assert len(entries(bucket / "out", bucket, capsys)) == 8
+
+
+def test_videos_and_tar_files(bucket, model, tmp_path, capsys):
+    with write_video(tmp_path / "in/clip.mp4") as append:
+        for i in range(3):
+            append(Frame(np.full((34, 48, 3), 60 * i, np.uint8), i / 10, 0.1))
+    with write_video(tmp_path / "in/clip.gif") as append:
+        append(Frame(np.full((34, 48, 3), 90, np.uint8), 0, 0.1))
+    with tarfile.open(tmp_path / "in/photos.tar", "w") as tar:
+        for i in range(3):
+            data = encoded(i)
+            member = tarfile.TarInfo(f"x/{i}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    for path in (tmp_path / "in").iterdir():
+        buckets.write(bucket / "in" / path.name, path.read_bytes())
+    for name, flags in {"": [], "photos.tar": ["--tar"]}.items():
+        for place in (bucket, tmp_path):
+            out, kinds = place / f"out{name}", ("--save", "overlay,ids")
+            assert run(model, place / "in" / name, "-o", out, *kinds, *flags) == 0
+        assert contents(bucket / f"out{name}") == contents(tmp_path / f"out{name}")
+    assert declared_frames(bucket / "out/overlay/clip_mp4.mp4") == 3
+    assert len(list(read_frames(bucket / "out/overlay/clip_gif.gif"))) == 1
+    # A shorter one leaves no frame of the longer.
+    with write_whole_folder(bucket / "out/ids/clip_mp4") as folder:
+        (folder / "000000.png").touch()
+    assert list(buckets.level(bucket / "out/ids/clip_mp4").objects) == ["000000.png"]
+    assert capsys.readouterr().err.count("left out") == 2
+
+
+def test_a_model_reads_pictures_by_their_addresses(bucket, model):
+    buckets.write(bucket / "0.png", encoded(0))
+    seg = segmenter_jax.load(model)
+    ids = seg.predict(Image.open(io.BytesIO(encoded(0))))
+    np.testing.assert_array_equal(seg.predict(str(bucket / "0.png")), ids)
+    with pytest.raises(FileNotFoundError, match=rf"{bucket}/1.png: no such object"):
+        seg.predict(str(bucket / "1.png"))
+
+
+def test_requests_run_side_by_side_and_come_back_in_order(bucket, monkeypatch):
+    together = threading.Barrier(8, timeout=30)
+    monkeypatch.setattr(transfers, "read_bytes", lambda path: (together.wait(), path.name)[1])
+    paths = [bucket / str(number) for number in range(16)]
+    assert [read() for _, read in transfers.fetched(paths)] == [path.name for path in paths]
+
+    def write(item):
+        together.wait()
+
+    assert list(transfers.written(range(16), write, lambda item: 1, bucket)) == [*range(16)]
+    # Of large pictures fewer wait; locally none does.
+    started = []
+    large = transfers._MOST_PIXELS // 2
+    for done in transfers.written(range(9), started.append, lambda item: large, bucket):
+        assert len(started) <= done + 3
+    for done in transfers.written(range(9, 12), started.append, lambda item: 1, Path("a")):
+        assert started[-1] == done
+
+
+def test_lines_become_objects_in_a_while(bucket, monkeypatch):
+    growing = record_files.Growing(bucket, "")
+    growing.add(["1\n"])
+    assert record_files.find_files(bucket) == {"": []}
+    monkeypatch.setattr(record_files, "_SECONDS", 0.0)
+    growing.add(["2\n"])
+    growing.add(["3\n"])
+    again = record_files.Growing(bucket, "")
+    again.add(["4\n"])
+    (found,) = record_files.find_files(bucket).values()
+    lines = [line for file in found for line in record_files.read_lines(file)]
+    assert lines == ["1\n", "2\n", "3\n", "4\n"] and len(found) == 3
+
+
+def test_a_file_is_written_whole_or_not_at_all(bucket):
+    buckets.write(bucket / "scores.json", b"old")
+    with pytest.raises(OSError, match="disk"), write_whole(bucket / "scores.json") as part:
+        part.write_text("half")
+        raise OSError("disk is full")
+    assert contents(bucket) == {"scores.json": b"old"}
+    with write_whole(bucket / "scores.json") as part:
+        assert part.suffix == ".json" and Path(part).parent.is_dir()
+        part.write_text("new")
+    assert contents(bucket) == {"scores.json": b"new"}
+
+
+def test_errors_name_the_address(bucket, model, capsys):
+    buckets.write(bucket / "0.png", encoded(0))
+    nowhere = f"{bucket}-of-nobody"
+    assert run(model, bucket / "0.png", "-o", f"{nowhere}/out") == 1
+    assert f"error: {nowhere}/out/results.jsonl: no such object, or no such bucket" in (
+        capsys.readouterr().err
+    )
