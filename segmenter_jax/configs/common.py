@@ -115,7 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.window = 512  # Side of the sliding window.
     config.eval.stride = 512  # Of the sliding window; the paper's tables use crop_size - 32.
     config.eval.batch_size = placeholder(int)  # Windows at a time; None: by device.
-    config.eval.num_pictures = 4  # Overlays of predictions written at each evaluation.
+    config.eval.num_pictures = 4  # Overlays written at each evaluation, spread over the split.
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 2_000  # What a kill may cost.

@@ -98,25 +98,27 @@ class Validation:
         )
         with contextlib.closing(examples):
             worst = WorstImages(spec)
-            on_results = self._picture_writer(step), worst.add
             quiet, share = jax.process_index() > 0, -(-len(source) // jax.process_count())
+            on_results = self._picture_writer(step, share), worst.add
             shown = counted(examples, share, "image", "evaluation", quiet)
             wanted = itertools.takewhile(lambda _: stop.received is None, shown)
             results = self._engine.predict(params, wanted)
             return score(results, spec, self._engine.settings.protocol(), on_results), worst
 
-    def _picture_writer(self, step: int) -> OnResult:
-        """Writes the first examples, as image, label and prediction side by side."""
+    def _picture_writer(self, step: int, share: int) -> OnResult:
+        """Writes examples as image, label and prediction side by side.
+
+        They are spread over the `share` examples of this process: neighbours may be alike.
+        """
         spec = self._experiment.dataset.spec
-        remaining = self._experiment.config.eval.num_pictures if jax.process_index() == 0 else 0
-        folder = self._workdir / PREDICTIONS_FOLDER
+        count = self._experiment.config.eval.num_pictures if jax.process_index() == 0 else 0
+        chosen = set(np.linspace(0, share, min(count, share), endpoint=False, dtype=int).tolist())
+        folder, numbers = self._workdir / PREDICTIONS_FOLDER, itertools.count()
 
         def write(example: Mapping[str, Any], ids: np.ndarray, matrix: np.ndarray) -> None:
             del matrix
-            nonlocal remaining
-            if not remaining:
+            if next(numbers) not in chosen:
                 return
-            remaining -= 1
             image = example["image"]
             views = [np.full_like(ids, 255), example["label"], ids]
             picture = np.concatenate([overlay(image, view, spec.colors) for view in views], axis=1)

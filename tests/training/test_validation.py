@@ -21,7 +21,7 @@ from tests.tiny_runs import LIGHT, tiny_config, write_dataset
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    source = write_dataset(tmp_path_factory.mktemp("data") / "scenes")
+    source = write_dataset(tmp_path_factory.mktemp("data") / "scenes", val=5)
     return experiments.build(tiny_config(source, eval__num_pictures=2, **LIGHT))
 
 
@@ -56,11 +56,12 @@ def test_evaluation_leaves_report_models_pictures_and_numbers(run, experiment):
     report = json.loads((workdir / "report.json").read_text())
     assert report["mean_iou"] == pytest.approx(totals["mean_iou"])
     assert read_metrics(workdir)["eval/mean_iou"] == ([5], [totals["mean_iou"]])
-    # Three pictures with their names, in two columns.
+    # Five pictures with their names, in two columns.
     assert Image.open(workdir / "worst.png").width > 6 * 240
+    # Two of them, not next to each other.
     assert sorted(p.name for p in (workdir / "predictions").iterdir()) == [
         "scene_0.png",
-        "scene_1.png",
+        "scene_2.png",
     ]
     # The image as it is, its label painted over, and the prediction.
     example = EvalTransform(experiment.dataset.spec)(experiment.dataset.source("val")[0])
