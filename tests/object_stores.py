@@ -68,17 +68,22 @@ def object_store(scheme: str) -> Iterator[str]:
     buckets._store_of.cache_clear()
 
 
-def contents(root: pathlib.Path) -> dict[str, bytes]:
+def names_in(root: pathlib.Path) -> list[str]:
     """Files or objects below a folder by what follows its name, but for records and locks."""
     if is_local(root):
-        found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+        found = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
     else:
-        found = {name: stored.path for name, stored in iter_objects(root, {})}
-    return {
-        name: read_bytes(path)
-        for name, path in sorted(found.items())
-        if not name.endswith((".jsonl", ".lock"))
-    }
+        found = [name for name, _ in iter_objects(root, None)]
+    return [
+        name
+        for name in sorted(found)
+        if not name.endswith((".jsonl", ".lock")) and ".incomplete." not in name
+    ]
+
+
+def contents(root: pathlib.Path) -> dict[str, bytes]:
+    """What these hold."""
+    return {name: read_bytes(root / name) for name in names_in(root)}
 
 
 @contextlib.contextmanager

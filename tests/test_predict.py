@@ -12,7 +12,8 @@ import segmenter_jax
 from segmenter_jax import predict
 from segmenter_jax.inference.plan import planned_outputs
 from segmenter_jax.pictures import overlay
-from segmenter_jax.pictures.video import Frame, declared_frames, read_frames, write_video
+from segmenter_jax.pictures.video import Frame, declared_frames, read_frames
+from segmenter_jax.pictures.video_writing import write_video
 from segmenter_jax.runtime.ownership import sole_owner
 from tests.models_on_disk import CLASSES, COLORS, write_golden_model
 

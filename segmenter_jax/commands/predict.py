@@ -123,11 +123,7 @@ def _keep_unfinished(plan: Plan, results: Results, overwrite: bool) -> None:
     examples = collections.defaultdict(list)
 
     def has_to_be_made(path: pathlib.Path) -> bool:
-        try:
-            reason = results.unfinished(path)
-        except OSError:
-            # Reading it will say why.
-            return True
+        reason = results.unfinished(path)
         if reason not in (None, MISSING):
             counts[reason] += 1
             if len(examples[reason]) < _NAMED:

@@ -4,9 +4,8 @@ XLA splits every operation of a program over the cores and waits for the slowest
 hundred times in a forward pass. Two programs at once fill each other's waits.
 """
 
-import collections
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,16 +18,6 @@ _MOST = 4
 
 # Calls that a device is given before the first is waited for: one runs, the next is prepared.
 QUEUED = 2
-
-
-def read_ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
-    """Passes items on once `count` more were read, so that what each started may run meanwhile."""
-    waiting = collections.deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > count:
-            yield waiting.popleft()
-    yield from waiting
 
 
 class Calls:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
-from segmenter_jax.inference.calls import QUEUED, read_ahead
+from segmenter_jax.inference.calls import QUEUED
 from segmenter_jax.inference.geometry import TAP_TYPES, InferenceSettings, Taps, round_up
 from segmenter_jax.inference.merging import ImageTiles, Maps, Tiling, output_bytes
 from segmenter_jax.inference.pool import SPLIT, SPLIT_TILES, LogitsPool, forward, merge_tiles
@@ -28,6 +28,7 @@ from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.layers import to_compute_type
 from segmenter_jax.models.params import abstract_params
 from segmenter_jax.models.placement import platform_of
+from segmenter_jax.runtime.lookahead import read_ahead
 
 # Windows at a time on each device, where the settings leave it open. Simulated devices share cores.
 WINDOWS, _CPU_WINDOWS = 8, 1

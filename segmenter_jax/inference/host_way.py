@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from segmenter_jax.inference.calls import Calls, read_ahead
+from segmenter_jax.inference.calls import Calls
 from segmenter_jax.inference.geometry import InferenceSettings
 from segmenter_jax.inference.merging import Maps, Tiling, tile_maps
 from segmenter_jax.inference.windows import CutImage, Version, Window, stacked
 from segmenter_jax.models import Segmenter
 from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.normalization import normalize
+from segmenter_jax.runtime.lookahead import read_ahead
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mean", "std"))

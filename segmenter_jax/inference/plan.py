@@ -23,7 +23,7 @@ from segmenter_jax.data.listing import (
 )
 from segmenter_jax.inference.record_files import RECORDS_FILE
 from segmenter_jax.inference.records import Record, source_record, stored_record
-from segmenter_jax.inference.results import is_result
+from segmenter_jax.inference.results import NAMES
 from segmenter_jax.inference.tar_files import TAR_SUFFIX, is_tar
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES
 from segmenter_jax.runtime import buckets
@@ -172,12 +172,12 @@ def planned_outputs(inputs: Sequence[str], tars: bool = False) -> Plan:
         same results.
     """
     plan, what = Plan(), "tar files" if tars else "pictures"
-    holds_records = functools.cache(lambda folder: exists(folder / RECORDS_FILE))
+    holds_records = functools.lru_cache(lambda folder: exists(folder / RECORDS_FILE))
     for order, name in enumerate(inputs):
         results = count = 0
         for path, below, stored in _expand(name, tars):
             count += 1
-            if is_result(path, below, holds_records):
+            if _is_result(path, below, holds_records):
                 results += 1
             else:
                 plan.add(path, order, below, stored)
@@ -187,6 +187,22 @@ def planned_outputs(inputs: Sequence[str], tars: bool = False) -> Plan:
             print(f"{name}: left out: {results} results of earlier runs", file=sys.stderr)
     plan.settle()
     return plan
+
+
+def _is_result(
+    path: pathlib.Path,
+    below: pathlib.PurePath,
+    holds_records: Callable[[pathlib.Path], bool],
+) -> bool:
+    """Whether a file is a result in a folder of results, if that is not above `path` less `below`.
+
+    Args:
+      path: the file.
+      below: its path below the folder that is searched.
+      holds_records: whether a folder is one of results.
+    """
+    inner = zip(path.parents, reversed(below.parts), strict=False)
+    return any(name in NAMES and holds_records(folder) for folder, name in inner)
 
 
 class _Source(NamedTuple):

@@ -25,15 +25,19 @@ class Present:
         )
 
     def __contains__(self, result: str) -> bool:
-        """Whether there is a file or folder of this path below the folder."""
+        """Whether there is a file or folder of this path below the folder.
+
+        Raises:
+          OSError: a bucket cannot be listed.
+        """
         if is_local(self._folder):
             return (self._folder / result).exists()
         kind = result.partition("/")[0]
         if kind not in self._listed:
-            self._listed.add(kind)
-            found = iter_objects(self._folder / kind, {})
+            found = iter_objects(self._folder / kind, None)
             names = ((f"{kind}/{name}",) for name, _ in found)
-            self._base.executemany("INSERT INTO names VALUES (?)", names)
+            self._base.executemany("INSERT OR IGNORE INTO names VALUES (?)", names)
+            self._listed.add(kind)
         # "0" is what follows "/".
         query = "SELECT 1 FROM names WHERE name = ?1 OR (name > ?1 || '/' AND name < ?1 || '0')"
         return self._base.execute(f"{query} LIMIT 1", (result,)).fetchone() is not None

@@ -11,12 +11,13 @@ which they only read: what a shard makes again it first says to be forgotten, in
 comes with another number of shards first gathers all in the common file.
 """
 
+import contextlib
 import itertools
 import json
 import pathlib
 import sqlite3
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 from segmenter_jax.inference.record_files import Growing, find_files, read_lines, records_file
 from segmenter_jax.runtime import buckets
@@ -37,7 +38,10 @@ _OF_SOURCE = (
     *("classes", "confidence", "seconds", "error"),
 )
 
+_TRIES = 10
+
 Record = dict[str, Any]
+T = TypeVar("T")
 
 
 def source_record(path: pathlib.Path) -> Record:
@@ -92,12 +96,17 @@ class Records:
           folder: of the results.
           shard: whose lines are written, see `shard_name`; none are those of all.
         """
-        self._folder, self._shard, self._lines = folder, shard, _Lines()
+        self._folder, self._shard = folder, shard
         if not shard:
             gather(folder)
-        files = find_files(folder)
-        for name in dict.fromkeys(("", shard)):
-            self._lines.read(files[name], own=name == shard)
+
+        def read() -> _Lines:
+            lines, files = _Lines(), find_files(folder)
+            for name in dict.fromkeys(("", shard)):
+                lines.read(files[name], own=name == shard)
+            return lines
+
+        self._lines = _undisturbed(folder, read)
         self._growing = Growing(folder, shard)
 
     def find(self, result: str) -> Record | None:
@@ -128,7 +137,7 @@ class Records:
 
     def close(self) -> None:
         """Writes what is not yet; has to be called at the end."""
-        self._growing.flush()
+        self._growing.close()
 
 
 def gather(folder: pathlib.Path, count: int | None = None) -> None:
@@ -138,29 +147,38 @@ def gather(folder: pathlib.Path, count: int | None = None) -> None:
       folder: of the results.
       count: leave shards of this number alone.
     """
-    found = find_files(folder)
-    of_shards = [name for name in found if name and not name.endswith(f"-of-{count}")]
-    if not of_shards:
-        return
-    lines = _Lines()
-    for name in ("", *of_shards):
-        lines.read(found[name], own=True)
-    common = records_file(folder)
-    lines.write(common, hidden=False)
-    remove_all(file for name in ("", *of_shards) for file in found[name] if file != common)
+
+    def work() -> None:
+        found = find_files(folder)
+        of_shards = [name for name in found if name and not name.endswith(f"-of-{count}")]
+        if not of_shards:
+            return
+        lines = _Lines()
+        for name in ("", *of_shards):
+            lines.read(found[name], own=True)
+        common = records_file(folder)
+        lines.write(common, hidden=False)
+        remove_all(file for name in ("", *of_shards) for file in found[name] if file != common)
+
+    _undisturbed(folder, work)
 
 
 def manifest(folder: pathlib.Path) -> Iterator[Record]:
     """One entry for each source of the results in a folder, whichever shards made them.
 
     Yields:
-      Sources in order, each with its `bytes`, time of change, `height`, `width`, `frames` of a
-      video, `classes` with their shares of the pixels, mean `confidence`, `seconds`, `error` and
-      `results`; what is not known is None.
+      Sources in order, each with its `bytes`, `modified` (a time, or what a bucket tells contents
+      by), `height`, `width`, `frames` of a video, `classes` with their shares of the pixels, mean
+      `confidence`, `seconds`, `error` and `results`; what is not known is None.
     """
-    lines = _Lines()
-    for files in find_files(folder).values():
-        lines.read(files, own=True)
+
+    def read() -> _Lines:
+        lines = _Lines()
+        for files in find_files(folder).values():
+            lines.read(files, own=True)
+        return lines
+
+    lines = _undisturbed(folder, read)
     # Of a tar file the pictures are listed, and itself where it failed.
     listed = (record for record in lines.by_source() if "save" not in record)
     for _, records in itertools.groupby(listed, lambda record: record["source"]):
@@ -169,6 +187,14 @@ def manifest(folder: pathlib.Path) -> Iterator[Record]:
             entry |= {name: record[name] for name in _OF_SOURCE if name in record}
             entry["results"] += [record["result"]] if "result" in record else []
         yield entry
+
+
+def _undisturbed(folder: pathlib.Path, work: Callable[[], T]) -> T:
+    """Does what reads files of records again where others remove them: buckets have no locks."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return work()
+    raise OSError(f"{folder}: others change its records all the time; start again")
 
 
 class _Lines:
@@ -182,9 +208,9 @@ class _Lines:
         )
 
     def read(self, files: Iterable[pathlib.Path], own: bool) -> None:
-        for lines in map(read_lines, files):
-            rows = ((_key(r), own, _ascii(r.get("source")), _line(r)) for r in _parsed(lines))
-            self._base.executemany("REPLACE INTO lines VALUES (?, ?, ?, ?)", rows)
+        parsed = _parsed(read_lines(files))
+        rows = ((_key(r), own, _ascii(r.get("source")), _line(r)) for r in parsed)
+        self._base.executemany("REPLACE INTO lines VALUES (?, ?, ?, ?)", rows)
 
     def find(self, key: str) -> Record | None:
         query = "SELECT line FROM lines WHERE key = ? AND source != 'null'"

@@ -26,7 +26,8 @@ from segmenter_jax.inference.tar_files import (
 )
 from segmenter_jax.pictures import legend, overlay, palette_image
 from segmenter_jax.pictures.overlays import grey_image
-from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame, write_video
+from segmenter_jax.pictures.video import VIDEO_SUFFIXES, Frame
+from segmenter_jax.pictures.video_writing import write_video
 from segmenter_jax.runtime.errors import DataError
 from segmenter_jax.runtime.files import (
     exists,
@@ -40,6 +41,10 @@ from segmenter_jax.runtime.files import (
 # Holds tar files of all kinds.
 _TAR = "tar"
 _LEGEND = "legend.png"
+
+# What may lie in a folder of results beside records.
+NAMES = (*SAVED, _TAR, _LEGEND)
+
 _OVERLAY_QUALITY = 92
 
 # Of results that are not there, and so need no other reason to be made.
@@ -49,22 +54,6 @@ MISSING = "missing"
 def is_video(path: pathlib.PurePath) -> bool:
     """Whether the name is that of a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def is_result(
-    path: pathlib.Path,
-    below: pathlib.PurePath,
-    holds_records: Callable[[pathlib.Path], bool],
-) -> bool:
-    """Whether a file is a result in a folder of results, if that is not above `path` less `below`.
-
-    Args:
-      path: the file.
-      below: its path below the folder that is searched.
-      holds_records: whether a folder is one of results.
-    """
-    inner = zip(path.parents, reversed(below.parts), strict=False)
-    return any(name in (*SAVED, _TAR, _LEGEND) and holds_records(folder) for folder, name in inner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +126,25 @@ class Results:
         """Why the results of an input have to be made; None if all are there and hold.
 
         Raises:
-          OSError: the input is gone.
+          OSError: the results in a bucket cannot be listed.
         """
+        try:
+            records = self._expected_records(path)
+        except OSError:
+            # The input is gone, as reading it will say.
+            return MISSING
         reasons = set()
-        for record in self._expected_records(path):
+        for record in records:
             found = self._records.find(record["result"])
             if record["result"] not in self._present:
                 reasons.add(MISSING)
             elif found is None or record != {name: found.get(name) for name in record}:
                 reasons.add(_difference(found, record))
         return "; ".join(sorted(reasons - {MISSING}) or reasons) or None
+
+    def bytes_of(self, path: pathlib.Path) -> int:
+        """Size of an input that is there."""
+        return self._source(path)["bytes"]
 
     def start(self, paths: Iterable[pathlib.Path]) -> None:
         """Forgets what is recorded of inputs whose results are to be made."""

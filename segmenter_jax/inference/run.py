@@ -70,7 +70,7 @@ class Run:
         progress = Progress(total, "image", quiet=self._quiet)
 
         def examples() -> Iterator[dict[str, Any]]:
-            for path, read in fetched(paths):
+            for path, read in fetched(paths, self._results.bytes_of):
                 try:
                     self._results.begin(path)
                     image = self._predictor.decode(read(), str(path))

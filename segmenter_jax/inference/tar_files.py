@@ -20,6 +20,7 @@ from segmenter_jax.data.encoded import IMAGE_SUFFIXES
 from segmenter_jax.data.listing import HIDDEN, is_left_out, unread_suffix
 from segmenter_jax.inference.records import Record
 from segmenter_jax.pictures.video import VIDEO_SUFFIXES
+from segmenter_jax.runtime.buckets import StoreError
 from segmenter_jax.runtime.errors import DataError
 from segmenter_jax.runtime.files import open_binary, size_of, write_whole
 
@@ -58,6 +59,7 @@ def read_pictures(path: Path, left_out: collections.Counter[str]) -> Iterator[Ta
     Raises:
       DataError: the file is no tar file, damaged, or cut short, which may show after many
         pictures; or it has no pictures.
+      OSError: it lies in a bucket that does not answer.
     """
     last, found = None, False
     try:
@@ -80,6 +82,8 @@ def read_pictures(path: Path, left_out: collections.Counter[str]) -> Iterator[Ta
                     yield TarPicture(member.name, tar.extractfile(member).read(), end)
                 last = member.name
             _refuse_rest(file, tar.offset)
+    except StoreError:
+        raise
     # For damaged headers it raises whatever its parsers meet.
     except Exception as error:
         where = "not a readable tar file" if last is None else f"damaged after {last}"

@@ -1,30 +1,34 @@
 """Objects of buckets read ahead and written behind: each takes far longer than a file."""
 
-import collections
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from segmenter_jax.inference.calls import read_ahead
+from segmenter_jax.runtime.buckets import AT_A_TIME
 from segmenter_jax.runtime.files import is_local, read_bytes
+from segmenter_jax.runtime.lookahead import read_ahead
 
-_AT_A_TIME = 32
-
-# Of pictures that wait for being written, which bounds the memory.
+# Of objects that are read ahead, and of pictures that wait for being written: both bound the
+# memory.
+_MOST_BYTES = 2**28
 _MOST_PIXELS = 2**26
 
 T = TypeVar("T")
 
 
 def fetched(
-    paths: Iterable[pathlib.Path],
+    paths: Iterable[pathlib.Path], size: Callable[[pathlib.Path], int]
 ) -> Iterator[tuple[pathlib.Path, Callable[[], bytes]]]:
     """Passes paths on in their order, each with what returns its bytes, or raises why it cannot.
 
     Objects are being read by then, several at a time; a file is read by the call.
+
+    Args:
+      paths: of files and objects.
+      size: bytes of an object.
     """
-    threads = ThreadPoolExecutor(_AT_A_TIME)
+    threads = ThreadPoolExecutor(AT_A_TIME)
 
     def started() -> Iterator[tuple[pathlib.Path, Callable[[], bytes]]]:
         for path in paths:
@@ -33,8 +37,11 @@ def fetched(
                 read = threads.submit(read_bytes, path).result
             yield path, read
 
+    def weight(item: tuple[pathlib.Path, Callable[[], bytes]]) -> int:
+        return 0 if is_local(item[0]) else size(item[0])
+
     try:
-        yield from read_ahead(started(), _AT_A_TIME)
+        yield from read_ahead(started(), AT_A_TIME, weight, _MOST_BYTES)
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -58,17 +65,9 @@ def written(
             write(item)
             yield item
         return
-    waiting: collections.deque[tuple[T, Future[None]]] = collections.deque()
-    load = 0
-    with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        for item in items:
-            waiting.append((item, threads.submit(write, item)))
-            load += pixels(item)
-            while len(waiting) > _AT_A_TIME or load > _MOST_PIXELS:
-                done, future = waiting.popleft()
-                future.result()
-                load -= pixels(done)
-                yield done
-        for done, future in waiting:
+    with ThreadPoolExecutor(AT_A_TIME) as threads:
+        started = ((item, threads.submit(write, item)) for item in items)
+        ahead = read_ahead(started, AT_A_TIME, lambda item: pixels(item[0]), _MOST_PIXELS)
+        for item, future in ahead:
             future.result()
-            yield done
+            yield item

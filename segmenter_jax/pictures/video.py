@@ -4,29 +4,21 @@ import contextlib
 import datetime
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
 import numpy as np
 from PIL import Image, ImageSequence
 
+from segmenter_jax.runtime.buckets import StoreError
 from segmenter_jax.runtime.errors import DataError
-from segmenter_jax.runtime.files import is_local, open_binary, write_whole
+from segmenter_jax.runtime.files import is_local, open_binary
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".webm", ".mov", ".avi", ".mkv", ".gif")
-WRITTEN_SUFFIXES = (".mp4", ".gif")
 
 # For files that do not say; GIF viewers take this for a frame time of 0.
 _DEFAULT_SECONDS = 0.1
-
-# A multiple of the usual frame rates, of 1000 and of 90000: their times need no rounding.
-_TICKS_PER_SECOND = 360_000
-
-# A GIF says 1/100 s, in 16 bits.
-_GIF_TICKS_PER_SECOND = 100
-_GIF_MOST_TICKS = 65535
 
 
 class CutShortError(DataError):
@@ -80,118 +72,18 @@ def read_frames(path: os.PathLike | str) -> Iterator[Frame]:
         raise DataError(f"{path}: no frame of this video can be decoded")
 
 
-@contextlib.contextmanager
-def write_video(path: os.PathLike | str) -> Iterator[Callable[[Frame], None]]:
-    """Writes a video, which exists under its name only once the block has ended well.
-
-    MP4 files have even sides: a last row or column is repeated where a side is odd. GIF files say
-    times in hundredths of a second, to which starts are rounded; of frames that then start at once
-    the last stays.
-
-    Args:
-      path: ends in ".mp4" or ".gif".
-
-    Yields:
-      What appends a frame; all have one size, there is at least one, and starts increase.
-
-    Raises:
-      ValueError: the name ends otherwise.
-      OSError: the file cannot be written.
-    """
-    suffix = pathlib.Path(path).suffix
-    if suffix not in WRITTEN_SUFFIXES:
-        raise ValueError(f"{path}: videos are written as {' or '.join(WRITTEN_SUFFIXES)}")
-    with write_whole(path) as part:
-        if suffix == ".gif":
-            gif = _GifWriter()
-            yield gif.append
-            gif.save(part)
-        else:
-            mp4 = _Mp4Writer(part)
-            with contextlib.closing(mp4):
-                yield mp4.append
-            if (found := declared_frames(part)) != mp4.count:
-                raise OSError(f"{path}: {found} of {mp4.count} written frames are in the file")
-
-
-class _GifWriter:
-    """Keeps frames until the end, with a palette each: at a byte per pixel."""
-
-    def __init__(self) -> None:
-        self._frames: dict[int, Image.Image] = {}
-        self._end = 0
-
-    def append(self, frame: Frame) -> None:
-        start, end = (
-            round(_GIF_TICKS_PER_SECOND * t) for t in (frame.start, frame.start + frame.duration)
-        )
-        self._frames[start], self._end = Image.fromarray(frame.image).quantize(256), end
-
-    def save(self, path: os.PathLike) -> None:
-        ticks = np.diff([*self._frames, self._end]).clip(0, _GIF_MOST_TICKS)
-        milliseconds = (1000 // _GIF_TICKS_PER_SECOND * ticks).tolist()
-        first, *rest = self._frames.values()
-        first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
-
-
-class _Mp4Writer:
-    """Encodes frames into an MP4 file.
-
-    Attributes:
-      count: frames appended.
-    """
-
-    def __init__(self, path: os.PathLike) -> None:
-        self._container = av.open(os.fspath(path), "w")
-        self._stream: av.VideoStream | None = None
-        self._durations: dict[int, int] = {}
-        self._last = -1
-        self.count = 0
-
-    def append(self, frame: Frame) -> None:
-        height, width = frame.image.shape[:2]
-        image = np.pad(frame.image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self._stream is None:
-            self._stream = self._open_stream(*image.shape[:2])
-        encoded = av.VideoFrame.from_ndarray(image, format="rgb24")
-        # The encoder refuses times that stand still.
-        self._last = max(round(_TICKS_PER_SECOND * frame.start), self._last + 1)
-        encoded.pts, encoded.time_base = self._last, Fraction(1, _TICKS_PER_SECOND)
-        self._durations[self._last] = round(_TICKS_PER_SECOND * frame.duration)
-        self._write(self._stream.encode(encoded))
-        self.count += 1
-
-    def close(self) -> None:
-        try:
-            if self._stream is not None:
-                self._write(self._stream.encode(None))
-        finally:
-            self._container.close()
-
-    def _open_stream(self, height: int, width: int) -> av.VideoStream:
-        stream = self._container.add_stream("libx264", rate=30)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
-        # Without frames that refer to later ones, the last packet has the last frame's duration.
-        stream.options = {"preset": "veryfast", "crf": "20", "bf": "0"}
-        return stream
-
-    def _write(self, packets: list[av.Packet]) -> None:
-        for packet in packets:
-            # The encoder tells no duration.
-            packet.duration = self._durations.pop(packet.pts)
-            self._container.mux(packet)
-
-
 def _is_gif(path: os.PathLike | str) -> bool:
     return pathlib.Path(path).suffix.lower() == ".gif"
 
 
 @contextlib.contextmanager
 def _open_gif(path: os.PathLike | str) -> Iterator[Image.Image]:
+    _refuse_missing(path)
     with open_binary(path) as file:
         try:
             gif = Image.open(file)
+        except StoreError:
+            raise
         # Pillow's plugins raise whatever their parsers meet in damaged headers.
         except Exception as error:
             raise DataError(f"{path}: not a readable GIF ({error})") from error
@@ -208,6 +100,8 @@ def _gif_frames(path: os.PathLike | str) -> Iterator[Frame]:
                 yield Frame(image, start, duration)
                 count, start = count + 1, start + duration
             problem = None if _ends_as_gif(path) else "it has no end"
+        except StoreError:
+            raise
         except Exception as error:
             problem = str(error)
     if problem:
@@ -224,14 +118,10 @@ def _ends_as_gif(path: os.PathLike | str) -> bool:
 
 @contextlib.contextmanager
 def _open_video(path: os.PathLike | str) -> Iterator[av.container.InputContainer]:
-    if is_local(path):
-        if not os.path.isfile(path):
-            raise DataError(f"{path}: no such file")
-        # Which reads it faster than through Python.
-        source = contextlib.nullcontext(os.fspath(path))
-    else:
-        source = open_binary(path)
-    with source as file:
+    _refuse_missing(path)
+    # A local one it reads itself, which is faster than through Python.
+    local = contextlib.nullcontext(os.fspath(path)) if is_local(path) else None
+    with local or open_binary(path) as file:
         try:
             container = av.open(file)
         except av.FFmpegError as error:
@@ -240,6 +130,11 @@ def _open_video(path: os.PathLike | str) -> Iterator[av.container.InputContainer
             if not container.streams.video:
                 raise DataError(f"{path}: not a readable video (it has no pictures)")
             yield container
+
+
+def _refuse_missing(path: os.PathLike | str) -> None:
+    if is_local(path) and not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
 
 
 def _declared(

@@ -2,12 +2,16 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from etils import epath
+
+from segmenter_jax.runtime.errors import one_line
 
 if TYPE_CHECKING:
     import fsspec
@@ -16,8 +20,18 @@ if TYPE_CHECKING:
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
 SCHEMES = tuple(f"{scheme}://" for scheme in _EXTRAS)
 
-# What changes with the content of an object, the first that a store tells: a sum, or a time.
-_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "updated", "mtime")
+# Requests that run at a time.
+AT_A_TIME = 32
+
+# What changes with the content of an object, the first that a store tells. Google's "etag" is
+# none: it changes with the rights to an object as well.
+_STAMPS = ("ETag", "md5Hash", "generation", "LastModified", "updated", "mtime")
+
+_READ_BYTES = 2**16
+
+
+class StoreError(OSError):
+    """A store does not do what it is asked; the message names an address."""
 
 
 class Stored(NamedTuple):
@@ -89,8 +103,8 @@ def opened(path: os.PathLike | str) -> Iterator[BinaryIO]:
     """Opens an object to be read from front to back, or here and there."""
     with _asking(path):
         file = _store(path).open(os.fspath(path), "rb")
-    with file:
-        yield file
+    with io.BufferedReader(_Reading(path, file), _READ_BYTES) as reader:
+        yield reader
 
 
 def put(files: Mapping[os.PathLike, os.PathLike]) -> None:
@@ -106,10 +120,56 @@ def write(path: os.PathLike | str, data: bytes) -> None:
         _store(path).pipe_file(os.fspath(path), data)
 
 
-def remove(path: os.PathLike | str) -> None:
-    """Removes an object, and all below its address; also where there is none."""
-    with _asking(path), contextlib.suppress(FileNotFoundError):
-        _store(path).rm(os.fspath(path), recursive=True)
+def remove(paths: Iterable[os.PathLike | str]) -> None:
+    """Removes objects, also where there are none."""
+
+    def remove_one(path: os.PathLike | str) -> None:
+        with _asking(path), contextlib.suppress(FileNotFoundError):
+            # Not `rm`, which takes brackets in an address for a pattern.
+            _store(path).rm_file(os.fspath(path))
+
+    with ThreadPoolExecutor(AT_A_TIME) as threads:
+        # Which raises what they raise.
+        list(threads.map(remove_one, paths))
+
+
+def remove_folder(path: os.PathLike | str) -> None:
+    """Removes all objects below an address, also where there are none."""
+    folder = epath.Path(path)
+    with _asking(path):
+        found = [_address(folder, name) for name in _store(path).find(os.fspath(path))]
+    # Where nothing is below it, an object of the address itself is found.
+    remove(object for object in found if object != folder)
+
+
+class _Reading(io.RawIOBase):
+    """An open object, whose errors name its address."""
+
+    def __init__(self, path: os.PathLike | str, file: Any) -> None:
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _asking(self._path):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _asking(self._path):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _store(path: os.PathLike | str) -> "fsspec.AbstractFileSystem":
@@ -132,7 +192,7 @@ def _store_of(scheme: str) -> "fsspec.AbstractFileSystem":
 
 @contextlib.contextmanager
 def _asking(path: os.PathLike | str) -> Iterator[None]:
-    """Makes whatever clients of stores raise an `OSError` that names an address."""
+    """Makes whatever clients of stores raise an error that names an address."""
     try:
         yield
     except ImportError:
@@ -140,7 +200,7 @@ def _asking(path: os.PathLike | str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such object, or no such bucket") from error
     except Exception as error:
-        raise OSError(f"{path}: {error or type(error).__name__}") from error
+        raise StoreError(f"{path}: {one_line(error)}") from error
 
 
 def _address(folder: epath.Path, name: str) -> epath.Path:

@@ -1,6 +1,7 @@
 """Local and remote paths, and files that appear whole or not at all."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import shutil
@@ -37,7 +38,12 @@ def place(text: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     if not os.fspath(text).startswith(buckets.SCHEMES):
         raise ValueError(f"{text}: addresses of buckets begin with {' or '.join(buckets.SCHEMES)}")
-    return epath.Path(text)
+    path = epath.Path(text)
+    # After the root and the scheme.
+    bucket = "".join(path.parts[2:3])
+    if not bucket or glob.has_magic(bucket):
+        raise ValueError(f"{text}: names no bucket, which cannot be a pattern")
+    return path
 
 
 def full_name(path: os.PathLike | str) -> str:
@@ -75,20 +81,21 @@ def read_bytes(path: os.PathLike | str, start: int = 0, end: int | None = None) 
 
 
 def make_empty(path: pathlib.Path) -> None:
-    """Makes an empty file or object; what somebody else makes meanwhile may stay."""
+    """Makes an empty file or object where there is none."""
     if is_local(path):
         path.touch()
-    else:
+    elif not exists(path):
         buckets.write(path, b"")
 
 
 def remove_all(paths: Iterable[pathlib.Path]) -> None:
-    """Removes files or objects, also where there are none."""
+    """Removes files or objects of one place, also where there are none."""
+    paths = list(paths)
+    if paths and not is_local(paths[0]):
+        buckets.remove(paths)
+        return
     for path in paths:
-        if is_local(path):
-            path.unlink(missing_ok=True)
-        else:
-            buckets.remove(path)
+        path.unlink(missing_ok=True)
 
 
 def open_binary(path: os.PathLike | str) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -139,7 +146,8 @@ def write_whole(path: os.PathLike | str) -> Iterator[epath.Path]:
     if not is_local(path):
         with tempfile.TemporaryDirectory() as folder:
             part = epath.Path(folder) / path.name
-            yield part
+            with naming(path, part):
+                yield part
             buckets.put({path: part})
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +173,7 @@ def write_whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             yield folder
-            buckets.remove(path)
+            buckets.remove_folder(path)
             buckets.put({path / file.name: file for file in sorted(folder.iterdir())})
         return
     part = path.with_name(f".incomplete.{path.name}")
@@ -189,6 +197,9 @@ def naming(path: os.PathLike | str, part: os.PathLike | str | None = None) -> It
     """
     try:
         yield
+    except buckets.StoreError:
+        # It names an address.
+        raise
     except OSError as error:
         if error.errno is None:
             if os.fspath(path) in str(error):

@@ -3,8 +3,12 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +18,15 @@ from PIL import Image
 
 import segmenter_jax
 from segmenter_jax import manifest, predict
-from segmenter_jax.inference import plan, record_files, transfers
-from segmenter_jax.pictures.video import Frame, declared_frames, read_frames, write_video
+from segmenter_jax.data import bucket_listing
+from segmenter_jax.inference import plan, record_files, records, transfers
+from segmenter_jax.pictures.video import Frame, declared_frames, read_frames
+from segmenter_jax.pictures.video_writing import write_video
 from segmenter_jax.runtime import buckets
 from segmenter_jax.runtime.files import write_whole, write_whole_folder
 from tests.models_on_disk import write_golden_model
-from tests.object_stores import contents, object_store
+from tests.object_stores import contents, names_in, object_store
+from tests.tiny_runs import environment
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +43,7 @@ def store(request):
 @pytest.fixture
 def bucket(store):
     yield store
-    for name in (*buckets.level(store).folders, *buckets.level(store).objects):
-        buckets.remove(store / name)
+    buckets.remove_folder(store)
 
 
 def run(*arguments):
@@ -108,7 +114,7 @@ def test_what_is_there_stays_and_what_changed_is_made_again(bucket, model, capsy
     assert len(asked) == 2
     made = buckets.read(out / "ids/0.png")
     buckets.write(bucket / "in/0.png", encoded(9))
-    buckets.remove(out / "ids/1.png")
+    buckets.remove([out / "ids/1.png"])
     buckets.write(bucket / "in/new.png", encoded(1))
     assert run(model, bucket / "in", "-o", out, "--save", "ids") == 0
     printed = capsys.readouterr()
@@ -124,7 +130,7 @@ def test_what_is_there_stays_and_what_changed_is_made_again(bucket, model, capsy
 def test_a_run_that_ends_in_between_goes_on(bucket, model, capsys, monkeypatch):
     for i in range(6):
         buckets.write(bucket / f"in/{i}.png", encoded(i))
-    monkeypatch.setattr(transfers, "_AT_A_TIME", 2)
+    monkeypatch.setattr(transfers, "AT_A_TIME", 2)
     write, written = buckets.put, []
 
     def failing(found):
@@ -228,7 +234,8 @@ def test_requests_run_side_by_side_and_come_back_in_order(bucket, monkeypatch):
     together = threading.Barrier(8, timeout=30)
     monkeypatch.setattr(transfers, "read_bytes", lambda path: (together.wait(), path.name)[1])
     paths = [bucket / str(number) for number in range(16)]
-    assert [read() for _, read in transfers.fetched(paths)] == [path.name for path in paths]
+    fetched = transfers.fetched(paths, lambda path: 1)
+    assert [read() for _, read in fetched] == [path.name for path in paths]
 
     def write(item):
         together.wait()
@@ -243,18 +250,171 @@ def test_requests_run_side_by_side_and_come_back_in_order(bucket, monkeypatch):
         assert started[-1] == done
 
 
-def test_lines_become_objects_in_a_while(bucket, monkeypatch):
-    growing = record_files.Growing(bucket, "")
-    growing.add(["1\n"])
-    assert record_files.find_files(bucket) == {"": []}
-    monkeypatch.setattr(record_files, "_SECONDS", 0.0)
-    growing.add(["2\n"])
-    growing.add(["3\n"])
-    again = record_files.Growing(bucket, "")
-    again.add(["4\n"])
+def lines_of(bucket):
     (found,) = record_files.find_files(bucket).values()
-    lines = [line for file in found for line in record_files.read_lines(file)]
-    assert lines == ["1\n", "2\n", "3\n", "4\n"] and len(found) == 3
+    return list(record_files.read_lines(found)), [file.name for file in found]
+
+
+def test_lines_become_objects_in_a_while_without_more_to_add(bucket, monkeypatch):
+    growing = record_files.Growing(bucket, "")
+    growing.add(["0\n"])
+    assert lines_of(bucket) == ([], [])
+    growing.close()
+    monkeypatch.setattr(record_files, "_SECONDS", 0.01)
+    again = record_files.Growing(bucket, "")
+    again.add(["1\n"])
+    end = time.monotonic() + 30
+    while len(lines_of(bucket)[1]) < 2:
+        assert time.monotonic() < end
+    assert lines_of(bucket)[0] == ["0\n", "1\n"]
+
+
+def test_many_objects_of_lines_become_one(bucket, monkeypatch):
+    monkeypatch.setattr(record_files, "_SECONDS", 0.0)
+    monkeypatch.setattr(record_files, "_MOST_PARTS", 3)
+    growing = record_files.Growing(bucket, "")
+    for number in range(7):
+        growing.add([f"{number}\n"])
+        growing.close()
+    lines, names = lines_of(bucket)
+    assert lines == [f"{number}\n" for number in range(7)] and len(names) == 3
+
+
+def test_names_with_brackets_are_no_patterns(bucket, tmp_path):
+    for name in ("clip 1", "clip [1]", "clip *"):
+        buckets.write(bucket / f"ids/{name}/000000.png", b"0")
+        buckets.write(bucket / f"ids/{name}/000001.png", b"1")
+    with write_whole_folder(bucket / "ids/clip [1]") as folder:
+        (folder / "000000.png").write_bytes(b"new")
+    buckets.remove_folder(bucket / "ids/clip *")
+    assert contents(bucket) == {
+        "ids/clip 1/000000.png": b"0",
+        "ids/clip 1/000001.png": b"1",
+        "ids/clip [1]/000000.png": b"new",
+    }
+    buckets.write(bucket / "ids/clip [1]/a.png", encoded(0))
+    for pattern in ("clip [1]/a*", "clip [[]1]/a*"):
+        found = plan.planned_outputs([f"{bucket}/ids/{pattern}"])
+        assert [stem.name for stem in found.values()] == ["a"]
+    for name in (f"{str(bucket)[:-1]}?/a.png", "s3://"):
+        with pytest.raises(ValueError, match="names no bucket, which cannot be a pattern"):
+            plan.planned_outputs([name])
+
+
+def test_an_object_may_have_the_name_of_a_folder(bucket, model, capsys):
+    for name in ("in/a.png", "in/a.png/b.png"):
+        buckets.write(bucket / name, encoded(0))
+    for made in ("2 of 2 files", "0 of 0 files"):
+        assert run(model, bucket / "in", "-o", bucket / "out", "--save", "ids") == 0
+        assert made in capsys.readouterr().out
+    # A hidden picture that was named is there as well.
+    buckets.write(bucket / ".h.png", encoded(0))
+    for made in ("1 of 1 files", "0 of 0 files"):
+        assert run(model, bucket / ".h.png", "-o", bucket / "out", "--save", "ids") == 0
+        assert made in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_listed_are_not_made_again(bucket, model, capsys, monkeypatch):
+    buckets.write(bucket / "in/0.png", encoded(0))
+    arguments = (model, bucket / "in", "-o", bucket / "out", "--save", "ids")
+    assert run(*arguments) == 0
+    level = buckets.level
+
+    def failing(folder):
+        if str(folder).endswith("out/ids"):
+            raise buckets.StoreError(f"{folder}: busy")
+        return level(folder)
+
+    monkeypatch.setattr(bucket_listing, "level", failing)
+    assert run(*arguments) == 1
+    assert f"error: {bucket}/out/ids: busy" in capsys.readouterr().err
+    monkeypatch.setattr(bucket_listing, "level", level)
+    assert run(*arguments) == 0
+    assert "1 were there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "photos.tar", "photo.png"])
+def test_a_store_that_does_not_answer_is_no_damage(
+    bucket, model, tmp_path, capsys, monkeypatch, name
+):
+    if name.startswith("clip"):
+        with write_video(tmp_path / name) as append:
+            for i in range(40):
+                noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+                append(Frame(noise, i / 10, 0.1))
+    elif name == "photo.png":
+        (tmp_path / name).write_bytes(encoded(0))
+    else:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            (tmp_path / "0.png").write_bytes(encoded(0))
+            for i in range(40):
+                tar.add(tmp_path / "0.png", f"{i}.png")
+    buckets.write(bucket / "in" / name, (tmp_path / name).read_bytes())
+    buckets.write(bucket / "in/good.mp4", b"")
+    readinto, read = buckets._Reading.readinto, buckets.read
+
+    def cut(self, buffer):
+        if self.tell() > 0:
+            raise buckets.StoreError(f"{self._path}: the line is cut")
+        return readinto(self, buffer)
+
+    def cut_at_once(path, *rest):
+        if str(path).endswith("photo.png"):
+            raise buckets.StoreError(f"{path}: the line is cut")
+        return read(path, *rest)
+
+    monkeypatch.setattr(buckets._Reading, "readinto", cut)
+    monkeypatch.setattr(buckets, "read", cut_at_once)
+    tars = ["--tar"] if name.endswith(".tar") else []
+    assert run(model, bucket / "in" / name, "-o", bucket / "out", "--save", "ids", *tars) == 1
+    assert f"skipped: {bucket}/in/{name}: the line is cut" in capsys.readouterr().err
+    assert names_in(bucket / "out") == []
+    # Another time there is nothing in the way.
+    monkeypatch.setattr(buckets._Reading, "readinto", readinto)
+    monkeypatch.setattr(buckets, "read", read)
+    assert run(model, bucket / "in" / name, "-o", bucket / "out", "--save", "ids", *tars) == 0
+
+
+def test_shards_of_another_number_gather_at_the_same_time(bucket):
+    for index in range(4):
+        for part in ("", ".part-000000000", ".part-000000001"):
+            line = json.dumps({"result": f"ids/{index}{part}.png", "source": "x"})
+            buckets.write(bucket / f"results.{index}-of-4{part}.jsonl", f"{line}\n".encode())
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda index: records.gather(bucket, 6), range(6)))
+    lines, names = lines_of(bucket)
+    assert len(lines) == 12 and names == ["results.jsonl"]
+
+
+SLOWLY = """
+import sys, time
+from segmenter_jax import predict
+from segmenter_jax.inference import record_files, transfers
+from segmenter_jax.runtime import buckets
+
+put, record_files._SECONDS, transfers.AT_A_TIME = buckets.put, 0.05, 1
+buckets.put = lambda files: (time.sleep(0.1), put(files))
+predict.main(sys.argv[1:])
+"""
+
+
+def test_what_a_killed_process_made_is_kept(bucket, model, capsys):
+    for i in range(40):
+        buckets.write(bucket / f"in/{i:03d}.png", encoded(i % 7))
+    arguments = [str(a) for a in (model, bucket / "in", "-o", bucket / "out", "--save", "ids")]
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments], env=environment())
+    end = time.monotonic() + 120
+    while len(record_files.find_files(bucket / "out")[""]) < 3:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    made, kept = map(int, re.search(r"(\d+) of \d+ files .*, (\d+) were", printed).groups())
+    assert made + kept == 40 and made > 0 and kept > 0
+    assert len(names_in(bucket / "out")) == 41
+    assert len(entries(bucket / "out", bucket, capsys)) == 40
 
 
 def test_a_file_is_written_whole_or_not_at_all(bucket):

@@ -20,7 +20,7 @@ from segmenter_jax.inference.records import Records, manifest
 from segmenter_jax.inference.results import Results, Wanted
 from segmenter_jax.runtime.files import exists, remove_all, write_whole
 from tests.models_on_disk import write_golden_model
-from tests.object_stores import contents, object_store
+from tests.object_stores import contents, names_in, object_store
 from tests.ray_cluster import ray_cluster
 
 PICTURES = 100
@@ -105,10 +105,10 @@ def test_every_result_is_there_once_though_a_node_dies(
     left = []
 
     def kill_one():
-        while len(results(out)) < PICTURES // 5:
+        while len(names_in(out)) < PICTURES // 5:
             time.sleep(0.05)
         cluster.kill_one_at_work()
-        left.append(2 * PICTURES - len(results(out)))
+        left.append(2 * PICTURES - len(names_in(out)))
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()

@@ -10,8 +10,8 @@ from segmenter_jax.pictures.video import (
     Frame,
     declared_frames,
     read_frames,
-    write_video,
 )
+from segmenter_jax.pictures.video_writing import write_video
 
 
 def moving_bar(num_frames, height, width):

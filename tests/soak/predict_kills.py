@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from segmenter_jax.inference.record_files import RECORDS_FILE
-from segmenter_jax.pictures.video import Frame, write_video
+from segmenter_jax.pictures.video import Frame
+from segmenter_jax.pictures.video_writing import write_video
 from tests.models_on_disk import write_golden_model
 from tests.tiny_runs import ROOT, environment
 
