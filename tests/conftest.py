@@ -6,6 +6,7 @@ Children of the tests inherit all of it.
 import atexit
 import contextlib
 import importlib.metadata
+import logging
 import os
 import pathlib
 import resource
@@ -52,6 +53,13 @@ def source(tmp_path_factory) -> pathlib.Path:
     from tests.tiny_runs import write_dataset
 
     return write_dataset(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.fixture(autouse=True)
+def no_console(monkeypatch) -> None:
+    """Each test begins with the logger as it is before a command sets the terminal up."""
+    for name, value in {"propagate": True, "handlers": [], "level": logging.NOTSET}.items():
+        monkeypatch.setattr(logging.getLogger("segmenter_jax"), name, value)
 
 
 @pytest.fixture

@@ -34,7 +34,9 @@ def model(tmp_path_factory):
     return write_golden_model(tmp_path_factory.mktemp("model") / "model")
 
 
-@pytest.fixture(scope="module", params=["s3", "gs"])
+# Google's by hand, after `pip install gcsfs gcp-storage-emulator`: its server drops connections now
+# and then, which its client does not always try again.
+@pytest.fixture(scope="module", params=["s3", pytest.param("gs", marks=pytest.mark.slow)])
 def store(request):
     with object_store(request.param) as address:
         yield epath.Path(address)
