@@ -1,7 +1,7 @@
-"""Your own images: a folder with classes.json, images/{train,val} and annotations/{train,val}.
+"""Your own images: a folder with classes.json, which says where images and labels are.
 
 python -m segmenter_jax.main --config=folder --workdir=runs/mine \
-    --config.dataset.source=path/to/folder
+    --config.dataset.name=mine --config.dataset.source=path/to/folder
 """
 
 import ml_collections

@@ -35,7 +35,7 @@ class ConvertOptions:
       image_size: (height, width) in pixels of the training crop, which position embeddings are
         resized for where the source's do not stay.
       num_classes: of the decoder; needed where the source has none.
-      decoder: "mask" or "linear"; "mask" where the source has none.
+      decoder: see `SegmenterConfig`; "mask" where the source has none.
       in_channels: image channels.
       patch_size: side of a patch in pixels; the patch embedding is resized for another one.
       num_heads: heads of the encoder, where the source does not tell.

@@ -34,7 +34,7 @@ def check_decoder(decoder: str) -> None:
     if decoder == "eomt":
         raise ValueError(
             'the decoder "eomt" is not trained here: released models are converted, evaluated and '
-            'predicted with, see docs/backbones.md; train the decoder "mask" or "linear"'
+            "predicted with, see docs/backbones.md; train another decoder"
         )
 
 

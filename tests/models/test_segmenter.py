@@ -239,7 +239,7 @@ def test_gradients_are_finite_in_bfloat16_and_parameters_stay_float32():
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"image_size": (64,)}, "image_size must be two positive sizes in pixels, got (64,)"),
         ({"num_heads": 3}, "self.width=64 must be divisible by self.num_heads=3"),
-        ({"decoder": "upernet"}, "'upernet' is unknown; choose from ('mask', 'linear', 'eomt')"),
+        ({"decoder": "upernet"}, "'upernet' is unknown; choose from ('mask', 'linear', "),
         ({"decoder": "eomt", "decoder_depth": 3}, "decoder_depth=3 must be in 1..depth=2 with the"),
         ({"decoder": "eomt", "patch_size": 7}, "needs a patch_size that 2 divides, got 7"),
         ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
