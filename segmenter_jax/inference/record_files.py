@@ -120,8 +120,8 @@ class Growing:
     def _flush(self) -> None:
         if not self._lines:
             return
-        self._merged += self._lines
         self._parts.append(self._write(self._lines))
+        self._merged += self._lines
         self._lines = []
         # Each costs requests to whoever reads them.
         if len(self._parts) >= _MOST_PARTS or len(self._merged) >= _MOST_LINES:

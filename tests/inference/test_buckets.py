@@ -232,6 +232,15 @@ def test_a_model_reads_pictures_by_their_addresses(bucket, model):
         seg.predict(str(bucket / "1.png"))
 
 
+def test_rights_to_an_object_are_not_its_content():
+    listed = {"size": 3, "md5Hash": "rL0Y20zC+Fzt72VPzMSk2A==", "generation": "7"}
+    stamps = {
+        buckets._stored(epath.Path("gs://b/x"), listed | {"etag": etag, "updated": etag}).stamp
+        for etag in ("CAE=", "CAI=")
+    }
+    assert len(stamps) == 1
+
+
 def test_requests_run_side_by_side_and_come_back_in_order(bucket, monkeypatch):
     together = threading.Barrier(8, timeout=30)
     monkeypatch.setattr(transfers, "read_bytes", lambda path: (together.wait(), path.name)[1])
