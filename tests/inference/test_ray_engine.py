@@ -124,7 +124,7 @@ def test_every_result_is_there_once_though_a_node_dies(
     assert len(entries) == PICTURES + 1
     assert sum(entry["error"] is not None for entry in entries) == 1
     (records,) = record_files.find_files(out).values()
-    lines = [json.loads(line) for file in records for line in record_files.read_lines(file)]
+    lines = [json.loads(line) for line in record_files.read_lines(records)]
     made = [line["result"] for line in lines if "result" in line]
     assert len(made) == len(set(made)) == 2 * PICTURES
     # It goes on where it stopped.
