@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 
 from etils import epath
 
-from segmenter_jax.data.listing import HIDDEN, is_left_out, matches
+from segmenter_jax.data.listing import HIDDEN, is_left_out, matching
 from segmenter_jax.runtime.buckets import Stored, is_folder, level
 
 
@@ -40,9 +40,4 @@ def iter_objects(
 def iter_object_pattern(pattern: epath.Path) -> Iterator[tuple[str, Stored]]:
     """As `listing.iter_pattern`."""
     root = next(p for p in pattern.parents if not glob.has_magic(str(p)) or is_folder(p))
-    wanted = pattern.relative_to(root).parts
-    asked = [part for part in wanted if not glob.has_magic(part) or part.startswith(".")]
-    depth = None if "**" in wanted else len(wanted)
-    for path, stored in iter_objects(root, {}, depth=depth, asked=asked):
-        if matches(path.split("/"), wanted):
-            yield path, stored
+    return matching(pattern, root, iter_objects)

@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import glob
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -117,11 +117,18 @@ def iter_pattern(pattern: Path) -> Iterator[tuple[str, Path]]:
     which the pattern's first wildcard stands.
     """
     root = next(parent for parent in pattern.parents if parent.is_dir())
+    return matching(pattern, root, iter_folder)
+
+
+def matching(
+    pattern: Path, root: Path, walk: Callable[..., Iterator[tuple[str, Place]]]
+) -> Iterator[tuple[str, Place]]:
+    """What matches a pattern of all that `walk`, called as `iter_folder`, finds below a root."""
     wanted = pattern.relative_to(root).parts
     asked = [part for part in wanted if not glob.has_magic(part) or part.startswith(".")]
     depth = None if "**" in wanted else len(wanted)
-    for path, place in iter_folder(root, {}, depth=depth, asked=asked):
-        if matches(path.split("/"), wanted):
+    for path, place in walk(root, {}, depth=depth, asked=asked):
+        if _matches(path.split("/"), wanted):
             yield path, place
 
 
@@ -193,14 +200,13 @@ def _leads_back(link: str, chain: Sequence[str]) -> bool:
     return any(Path(place).is_relative_to(target) for place in chain)
 
 
-def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether names of folders and a file match those of a pattern of `glob`, which has "**"."""
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return matches(parts, pattern[1:]) or (bool(parts) and matches(parts[1:], pattern))
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
     return (
         bool(parts)
         and fnmatch.fnmatchcase(parts[0], pattern[0])
-        and matches(parts[1:], pattern[1:])
+        and _matches(parts[1:], pattern[1:])
     )
