@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from segmenter_jax.runtime.command import USAGE
 from segmenter_jax.runtime.config_flag import ConfigFileParser, config_names, read_config
+from segmenter_jax.runtime.console import reader_may_leave
 from segmenter_jax.runtime.errors import one_line
 from segmenter_jax.runtime.tables import align
 
@@ -51,7 +52,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Flags to `FLAGS`; returns the others. Help leaves with code 0, wrong usage with 2."""
     try:
         if {"--help", "-h"} & set(argv):
-            print(_help([argument for argument in argv if argument.startswith("--config=")]))
+            with reader_may_leave():
+                print(_help([argument for argument in argv if argument.startswith("--config=")]))
             sys.exit()
         return FLAGS(argv)
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:

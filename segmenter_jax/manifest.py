@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from segmenter_jax.inference.records import Record, manifest
 from segmenter_jax.runtime.command import run_command
+from segmenter_jax.runtime.console import reader_may_leave
 from segmenter_jax.runtime.files import is_local, place, write_whole
 
 
@@ -27,7 +28,8 @@ def _command(arguments: argparse.Namespace) -> None:
     counts: collections.Counter[str] = collections.Counter()
     lines = _counted(manifest(folder), counts)
     if arguments.output is None:
-        sys.stdout.writelines(lines)
+        with reader_may_leave():
+            sys.stdout.writelines(lines)
     else:
         with write_whole(arguments.output) as part, open(part, "w", encoding="utf-8") as file:
             file.writelines(lines)

@@ -1,6 +1,7 @@
 """What an installation holds: commands, and the packages that it needs."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -96,6 +97,15 @@ def test_help_and_wrong_arguments_are_answered_without_what_is_slow_to_import():
     shown = dict(zip(map(tuple, given), (out for _, out, *_ in answers), strict=False))
     assert re.search(r"--config.batch_size +8\n", shown["main", "--help"])
     assert "Segments pictures and videos" in shown["predict", "--help"]
+
+
+def test_help_may_be_read_in_part():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "segmenter_jax.main", "--help"]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_choices_that_parsers_write_out_are_those_that_work():

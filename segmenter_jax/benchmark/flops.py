@@ -2,12 +2,14 @@
 
 import functools
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from segmenter_jax.benchmark.devices import device_spec
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.choices import Decoder
 from segmenter_jax.models.config import patch_grid
 from segmenter_jax.models.transformer import BlockConfig
 
@@ -33,19 +35,13 @@ def forward_flops(config: SegmenterConfig) -> dict[str, int]:
     Upsampling, what follows it with the decoder "eomt", and loss are left out: how much they cost
     depends on how they are written.
     """
-    width, classes = config.width, config.num_classes
-    patches = num_tokens(config) - config.num_extra_tokens
+    tokens, width = num_tokens(config), config.width
+    patches = tokens - config.num_extra_tokens
     work = {
         "embedding": 2 * patches * config.patch_size**2 * config.in_channels * width,
-        "encoder": config.depth * _block(num_tokens(config), width, config.encoder_block()),
+        "encoder": config.depth * _block(tokens, width, config.encoder_block()),
     }
-    if config.decoder == "eomt":
-        return work | _queries(config, patches)
-    if config.decoder == "linear":
-        return work | {"decoder": 2 * patches * width * classes}
-    decoder = config.decoder_depth * _block(patches + classes, width, config.decoder_block())
-    projections = 2 * width * width * (2 * patches + classes)
-    return work | {"decoder": decoder + projections + 2 * patches * classes * width}
+    return work | _DECODER_WORK[config.decoder](config, patches)
 
 
 def train_flops(config: SegmenterConfig, freeze_encoder: bool = False) -> int:
@@ -61,8 +57,19 @@ def train_flops(config: SegmenterConfig, freeze_encoder: bool = False) -> int:
     )
 
 
-def _queries(config: SegmenterConfig, patches: int) -> dict[str, int]:
-    """Parts of `forward_flops` that are others with the decoder "eomt"."""
+def _linear(config: SegmenterConfig, patches: int) -> dict[str, int]:
+    return {"decoder": 2 * patches * config.width * config.num_classes}
+
+
+def _mask(config: SegmenterConfig, patches: int) -> dict[str, int]:
+    width, classes = config.width, config.num_classes
+    blocks = config.decoder_depth * _block(patches + classes, width, config.decoder_block())
+    projections = 2 * width * width * (2 * patches + classes)
+    return {"decoder": blocks + projections + 2 * patches * classes * width}
+
+
+def _eomt(config: SegmenterConfig, patches: int) -> dict[str, int]:
+    """Its queries make the encoder's last blocks another part of `forward_flops`, too."""
     width, queries, block = config.width, config.num_queries, config.encoder_block()
     tokens, last = patches + config.num_extra_tokens, config.decoder_depth
     encoder = (config.depth - last) * _block(tokens, width, block)
@@ -74,6 +81,13 @@ def _queries(config: SegmenterConfig, patches: int) -> dict[str, int]:
         "encoder": encoder + last * _block(tokens + queries, width, block),
         "decoder": 2 * (doublings + heads + masks),
     }
+
+
+_DECODER_WORK: dict[Decoder, Callable[[SegmenterConfig, int], dict[str, int]]] = {
+    "linear": _linear,
+    "mask": _mask,
+    "eomt": _eomt,
+}
 
 
 @functools.cache

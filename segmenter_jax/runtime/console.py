@@ -4,6 +4,7 @@ import collections
 import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +18,18 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """For what is printed to be piped: a reader such as `head` that has enough is no failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What the buffer holds would fail once more when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit()
 
 
 def setup_console(is_main_process: bool) -> None:

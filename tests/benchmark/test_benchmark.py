@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import jax
 import pytest
@@ -13,6 +14,7 @@ from segmenter_jax.benchmark.report import read_result, table
 from segmenter_jax.benchmark.subjects import SUBJECTS
 from segmenter_jax.data.builders import Shapes
 from segmenter_jax.models import SegmenterConfig
+from segmenter_jax.models.choices import Decoder
 from tests.tiny import tiny_network
 
 TINY = [
@@ -73,6 +75,13 @@ def test_forward_work_of_the_decoder_with_queries_is_the_compiled_one():
     decoder = 2 * (16 + 64) * 4 * width**2 + 2 * 7 * width * (3 * width + 6) + 2 * 256 * 7 * width
     work = {"embedding": 2 * 16 * 768 * width, "encoder": first + last, "decoder": decoder}
     assert flops.forward_flops(config) == work
+
+
+@pytest.mark.parametrize("decoder", get_args(Decoder))
+def test_every_decoder_is_counted_as_itself(decoder):
+    config = tiny_network(image_size=(64, 64), patch_size=16, depth=2, decoder=decoder)
+    work = flops.forward_flops(config)
+    assert list(work) == ["embedding", "encoder", "decoder"] and all(work.values())
 
 
 def test_utilisation_states_its_inputs():
