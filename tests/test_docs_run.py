@@ -150,7 +150,7 @@ def world(tmp_path_factory) -> pathlib.Path:
             root, f"python -m segmenter_jax.main --config={config} --workdir=runs/{name} {settings}"
         )
     shutil.copytree(root / "runs/l16", root / "runs/s16")
-    shutil.copytree(root / "runs/quickstart", root / "runs/linear")
+    shutil.copytree(root / "runs/quickstart", root / "runs/other")
     return root
 
 
