@@ -52,6 +52,7 @@ CHECKPOINT = "seg_small_mask/checkpoint.pth"
 SUBSTITUTES = {
     # The datasets here have seven classes.
     "'--config.loss.class_weights=(0.7,0.7,2.5,0.7,1.0,0.9,2.2,2.2,1.0,2.0,2.0)'": "",
+    "'--config.loss.class_weights=(0.7,0.7,2.5,0.7,1.0,0.9,2.2,2.2,1.0,2.5,3.5)'": "",
     # The tiny checkpoint that stands for a published one has seven classes.
     "models/seg_s --dataset=ade20k": "models/seg_s --dataset=shapes",
     "models/mmseg_s --dataset=ade20k": "models/mmseg_s --dataset=shapes",
