@@ -98,7 +98,26 @@ def attention(
 
 def _kernel(name: str, rate: float, mesh: Placement) -> Callable[..., jax.Array]:
     kernel = functools.partial(KERNELS[name], rate=rate) if rate else KERNELS[name]
-    return per_device(kernel, mesh) if name in UNSPLIT else kernel
+    return _per_device(kernel, mesh) if name in UNSPLIT else kernel
+
+
+def _per_device(kernel: Callable[..., jax.Array], mesh: Placement) -> Callable[..., jax.Array]:
+    """`placement.per_device`; what it is given and returns are tokens as the network has them.
+
+    The compiler does not see that heads are split off on one side of it and joined on the other.
+    """
+
+    def on_all(query: jax.Array, key: jax.Array, value: jax.Array, *seeds: jax.Array) -> jax.Array:
+        shape = query.shape
+
+        def on_one(*arrays: jax.Array) -> jax.Array:
+            heads = [x.reshape(*x.shape[:2], *shape[2:]) for x in arrays[:3]]
+            return kernel(*heads, *arrays[3:]).reshape(arrays[0].shape)
+
+        tokens = [x.reshape(*shape[:2], -1) for x in (query, key, value)]
+        return per_device(on_one, mesh)(*tokens, *seeds).reshape(shape)
+
+    return on_all
 
 
 @functools.lru_cache

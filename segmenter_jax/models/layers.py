@@ -12,6 +12,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 
 from segmenter_jax.models.choices import Gelu
@@ -44,29 +46,27 @@ def _dense_forward(x, kernel, bias):
 
 def _dense_backward(residuals, cotangent):
     x, kernel = residuals
-    # One axis to sum over: with two, the compiler transposes x after all.
-    rows, d_rows = (array.reshape(-1, array.shape[-1]) for array in (x, cotangent))
-    return (
-        jax.lax.dot_general(cotangent, kernel, (((2,), (1,)), ((), ()))),
-        jax.lax.dot_general(rows, d_rows, (((0,), (0,)), ((), ()))),
-        _sum_of_tokens(cotangent),
-    )
+    dx = jax.lax.dot_general(cotangent, kernel, (((2,), (1,)), ((), ())))
+    return dx, *jax.lax.platform_dependent(x, cotangent, tpu=_sums_on_tpu, default=_sums)
 
 
-def _sum_of_tokens(x: jax.Array) -> jax.Array:
-    """(B, T, D) -> (D,)."""
+def _sums(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of a kernel (C, D) and a bias (D,), from x (B, T, C) and d_out (B, T, D)."""
+    # One axis to sum over: with two, a CPU's compiler transposes x after all.
+    rows, d_rows = (array.reshape(-1, array.shape[-1]) for array in (x, d_out))
+    return jax.lax.dot_general(rows, d_rows, (((0,), (0,)), ((), ()))), d_rows.sum(axis=0)
 
-    def tpu(x: jax.Array) -> jax.Array:
-        # As a sum over rows it takes three times the product for the gradient of the kernel. With
-        # fewer than eight equal results the compiler would make a sum of it again.
-        ones = jnp.ones((8, *x.shape[:2]), x.dtype)
-        highest = jax.lax.Precision.HIGHEST
-        return jax.lax.dot_general(ones, x, (((1, 2), (0, 1)), ((), ())), precision=highest)[0]
 
-    def other(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, x.shape[-1]).sum(axis=0)
-
-    return jax.lax.platform_dependent(x, tpu=tpu, default=other)
+def _sums_on_tpu(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    d_kernel = jax.lax.dot_general(x, d_out, (((0, 1), (0, 1)), ((), ())))
+    # Else its layout is that of the parameter, which may have heads, and all tokens are transposed
+    # to reach it.
+    d_kernel = with_layout_constraint(d_kernel, Layout((0, 1)))
+    # As a sum over rows it takes three times the product for the gradient of the kernel. With
+    # fewer than eight equal results the compiler would make a sum of it again.
+    ones, highest = jnp.ones((8, *x.shape[:2]), x.dtype), jax.lax.Precision.HIGHEST
+    sums = jax.lax.dot_general(ones, d_out, (((1, 2), (0, 1)), ((), ())), precision=highest)
+    return d_kernel, sums[0]
 
 
 dense.defvjp(_dense_forward, _dense_backward)
@@ -151,7 +151,7 @@ def layer_norm(
 
 def _layer_norm_forward(x, scale, bias, epsilon, dtype):
     x32 = x.astype(jnp.float32)
-    mean, inverse_std = _statistics(x32, epsilon)
+    mean, inverse_std = (checkpoint_name(s, "statistics") for s in _statistics(x32, epsilon))
     y = (x32 - mean) * inverse_std * scale + bias
     return y.astype(dtype), (x, scale, mean, inverse_std)
 

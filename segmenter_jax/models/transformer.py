@@ -44,6 +44,14 @@ class BlockConfig:
     mesh: Placement
 
 
+# What a block keeps for its backward pass, which is everything on a CPU. The rest is cheaper made
+# again than written to memory, read back, and, where layers are scanned, copied into and out of the
+# arrays of all layers. So are queries, keys and values on a TPU, as its kernels take whole arrays.
+_KEPT = {
+    "gpu": ("projected", "attended", "hidden"),
+    "tpu": ("attended", "hidden", "statistics"),
+}
+
 # Sine and cosine of the angles, float32 (N, head_dim) each, by which the N patches are rotated.
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -223,14 +231,13 @@ def checkpoint_options(remat: bool, mesh: Placement) -> dict[str, Any] | None:
     """
     if remat:
         return {}
-    if platform_of(mesh) == "cpu":
+    platform = platform_of(mesh)
+    if platform == "cpu":
         return None
-    # Wide products and attention are kept. The rest is cheaper made again than written to memory,
-    # read back, and, where layers are scanned, copied into and out of the arrays of all layers.
     policies = jax.checkpoint_policies
     return {
         "policy": policies.save_from_both_policies(
-            policies.save_only_these_names("projected", "attended", "hidden"),
+            policies.save_only_these_names(*_KEPT.get(platform, _KEPT["gpu"])),
             lambda primitive, *_, **__: primitive.name == CUDNN_FORWARD,
         )
     }

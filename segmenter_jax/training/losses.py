@@ -22,7 +22,7 @@ Implementation = Literal["fused", "plain"]
 
 # Bytes of one block of pixel logits, by platform. One row of pixels on a CPU, where sums over rows
 # are slow; many on a TPU, which writes no block down; else what fits in a large GPU's cache.
-_BLOCK_BYTES = {"cpu": 0, "tpu": 64 << 20}
+_BLOCK_BYTES = {"cpu": 0, "tpu": 256 << 20}
 _DEFAULT_BLOCK_BYTES = 32 << 20
 
 _matmul = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
