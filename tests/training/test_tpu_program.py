@@ -67,6 +67,18 @@ def test_attention_is_the_kernel_and_no_weights_of_it_are_written(step, request)
         assert f",{rows},{rows}]" not in text and f",{rows},{rows}," not in text
 
 
+def test_tokens_are_neither_copied_nor_transposed_for_attention(replicated):
+    _, text, _ = replicated
+    tokens = 2 * math.prod(NETWORK.grid) * NETWORK.width
+    moves = ("copy", "reshape", "transpose")
+    assert not [
+        line.text
+        for line in instructions(text)
+        if line.opcode in moves and "attention" in line.source
+        if any(math.prod(array.shape) >= tokens for array in line.arrays)
+    ]
+
+
 def test_gradients_are_summed_once(replicated):
     state, text, memory = replicated
     found = collectives_of(list(instructions(text)), 8)
