@@ -53,7 +53,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         if {"--help", "-h"} & set(argv):
             with reader_may_leave():
-                print(_help([argument for argument in argv if argument.startswith("--config=")]))
+                named = [argument for argument in argv if argument.startswith("--config=")]
+                print(_help(named), flush=True)
             sys.exit()
         return FLAGS(argv)
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as error:

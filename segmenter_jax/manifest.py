@@ -30,6 +30,7 @@ def _command(arguments: argparse.Namespace) -> None:
     if arguments.output is None:
         with reader_may_leave():
             sys.stdout.writelines(lines)
+            sys.stdout.flush()
     else:
         with write_whole(arguments.output) as part, open(part, "w", encoding="utf-8") as file:
             file.writelines(lines)

@@ -2,7 +2,9 @@
 
 import collections
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -169,6 +171,16 @@ def test_quiet_says_only_what_went_wrong(model, photos, tmp_path, capsys):
     assert run(model, photos, "-o", tmp_path / "out", "--quiet") == 1
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1
+
+
+def test_a_manifest_may_be_read_in_part(model, photos, tmp_path):
+    run(model, photos, "-o", tmp_path / "out")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "segmenter_jax.manifest", str(tmp_path / "out")]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_folders_without_results_have_no_manifest(tmp_path, capsys):

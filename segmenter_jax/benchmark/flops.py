@@ -69,7 +69,7 @@ def _mask(config: SegmenterConfig, patches: int) -> dict[str, int]:
 
 
 def _eomt(config: SegmenterConfig, patches: int) -> dict[str, int]:
-    """Its queries make the encoder's last blocks another part of `forward_flops`, too."""
+    """Counts the encoder, too: queries go through its last blocks."""
     width, queries, block = config.width, config.num_queries, config.encoder_block()
     tokens, last = patches + config.num_extra_tokens, config.decoder_depth
     encoder = (config.depth - last) * _block(tokens, width, block)

@@ -98,13 +98,14 @@ def attention(
 
 def _kernel(name: str, rate: float, mesh: Placement) -> Callable[..., jax.Array]:
     kernel = functools.partial(KERNELS[name], rate=rate) if rate else KERNELS[name]
-    return _per_device(kernel, mesh) if name in UNSPLIT else kernel
+    return _flat_per_device(kernel, mesh) if name in UNSPLIT else kernel
 
 
-def _per_device(kernel: Callable[..., jax.Array], mesh: Placement) -> Callable[..., jax.Array]:
-    """`placement.per_device`; what it is given and returns are tokens as the network has them.
+def _flat_per_device(kernel: Callable[..., jax.Array], mesh: Placement) -> Callable[..., jax.Array]:
+    """`per_device` with tokens (B, T, heads * head_dim) at its boundary.
 
-    The compiler does not see that heads are split off on one side of it and joined on the other.
+    With heads there all tokens are copied: the compiler does not see that they are split on one
+    side and joined on the other.
     """
 
     def on_all(query: jax.Array, key: jax.Array, value: jax.Array, *seeds: jax.Array) -> jax.Array:
@@ -114,7 +115,7 @@ def _per_device(kernel: Callable[..., jax.Array], mesh: Placement) -> Callable[.
             heads = [x.reshape(*x.shape[:2], *shape[2:]) for x in arrays[:3]]
             return kernel(*heads, *arrays[3:]).reshape(arrays[0].shape)
 
-        tokens = [x.reshape(*shape[:2], -1) for x in (query, key, value)]
+        tokens = [x.reshape(*x.shape[:2], -1) for x in (query, key, value)]
         return per_device(on_one, mesh)(*tokens, *seeds).reshape(shape)
 
     return on_all

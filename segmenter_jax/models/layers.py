@@ -1,8 +1,8 @@
 """Dense layer, layer normalisation and GELU with gradients written out.
 
 The values and parameters are those of `flax.linen`. What differs is the backward pass: it keeps
-fewer arrays of the forward pass, and products come in the layout they are wanted in. XLA's CPU
-compiler otherwise transposes a whole array of activations for the gradient of every kernel.
+fewer arrays of the forward pass, and products come in the layout they are wanted in. XLA's
+compilers otherwise transpose a whole array of activations for the gradient of a kernel.
 """
 
 import functools
@@ -47,23 +47,25 @@ def _dense_forward(x, kernel, bias):
 def _dense_backward(residuals, cotangent):
     x, kernel = residuals
     dx = jax.lax.dot_general(cotangent, kernel, (((2,), (1,)), ((), ())))
-    return dx, *jax.lax.platform_dependent(x, cotangent, tpu=_sums_on_tpu, default=_sums)
+    return dx, *jax.lax.platform_dependent(
+        x, cotangent, tpu=_of_parameters_on_tpu, default=_of_parameters
+    )
 
 
-def _sums(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _of_parameters(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gradients of a kernel (C, D) and a bias (D,), from x (B, T, C) and d_out (B, T, D)."""
     # One axis to sum over: with two, a CPU's compiler transposes x after all.
     rows, d_rows = (array.reshape(-1, array.shape[-1]) for array in (x, d_out))
     return jax.lax.dot_general(rows, d_rows, (((0,), (0,)), ((), ()))), d_rows.sum(axis=0)
 
 
-def _sums_on_tpu(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _of_parameters_on_tpu(x: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
     d_kernel = jax.lax.dot_general(x, d_out, (((0, 1), (0, 1)), ((), ())))
     # Else its layout is that of the parameter, which may have heads, and all tokens are transposed
     # to reach it.
     d_kernel = with_layout_constraint(d_kernel, Layout((0, 1)))
-    # As a sum over rows it takes three times the product for the gradient of the kernel. With
-    # fewer than eight equal results the compiler would make a sum of it again.
+    # The bias's as a sum over rows takes three times the product for that of the kernel. With fewer
+    # than eight equal results the compiler would make a sum of it again.
     ones, highest = jnp.ones((8, *x.shape[:2]), x.dtype), jax.lax.Precision.HIGHEST
     sums = jax.lax.dot_general(ones, d_out, (((1, 2), (0, 1)), ((), ())), precision=highest)
     return d_kernel, sums[0]

@@ -44,13 +44,12 @@ class BlockConfig:
     mesh: Placement
 
 
-# What a block keeps for its backward pass, which is everything on a CPU. The rest is cheaper made
-# again than written to memory, read back, and, where layers are scanned, copied into and out of the
-# arrays of all layers. So are queries, keys and values on a TPU, as its kernels take whole arrays.
-_KEPT = {
-    "gpu": ("projected", "attended", "hidden"),
-    "tpu": ("attended", "hidden", "statistics"),
-}
+# What a block keeps for its backward pass by platform, which is everything on a CPU. The rest is
+# cheaper made again than written to memory, read back, and, where layers are scanned, copied into
+# and out of the arrays of all layers. On a TPU kernels want queries, keys and values as arrays of
+# their own: one more copy. Statistics of norms are small, and spare a pass over all tokens.
+_KEPT = {"tpu": ("attended", "hidden", "statistics")}
+_KEPT_BY_DEFAULT = ("projected", "attended", "hidden")
 
 # Sine and cosine of the angles, float32 (N, head_dim) each, by which the N patches are rotated.
 Rotation = tuple[jax.Array, jax.Array]
@@ -237,7 +236,7 @@ def checkpoint_options(remat: bool, mesh: Placement) -> dict[str, Any] | None:
     policies = jax.checkpoint_policies
     return {
         "policy": policies.save_from_both_policies(
-            policies.save_only_these_names(*_KEPT.get(platform, _KEPT["gpu"])),
+            policies.save_only_these_names(*_KEPT.get(platform, _KEPT_BY_DEFAULT)),
             lambda primitive, *_, **__: primitive.name == CUDNN_FORWARD,
         )
     }

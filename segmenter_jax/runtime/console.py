@@ -22,10 +22,12 @@ def print_anything() -> None:
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """For what is printed to be piped: a reader such as `head` that has enough is no failure."""
+    """For long output: that a reader such as `head` has had enough is no failure.
+
+    What is printed has to be flushed within the block.
+    """
     try:
         yield
-        sys.stdout.flush()
     except BrokenPipeError:
         # What the buffer holds would fail once more when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

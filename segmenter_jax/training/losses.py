@@ -21,7 +21,8 @@ from segmenter_jax.models.resampling import resize_matrix
 Implementation = Literal["fused", "plain"]
 
 # Bytes of one block of pixel logits, by platform. One row of pixels on a CPU, where sums over rows
-# are slow; many on a TPU, which writes no block down; else what fits in a large GPU's cache.
+# are slow; on a TPU, which writes no block down, all rows between two patches where possible, as
+# each block reads and writes its sums; else what fits in a large GPU's cache.
 _BLOCK_BYTES = {"cpu": 0, "tpu": 256 << 20}
 _DEFAULT_BLOCK_BYTES = 32 << 20
 

@@ -1,12 +1,15 @@
 """Parts of the encoder that were rewritten for speed equal what they replace."""
 
+import collections
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segmenter_jax.models import Segmenter
+from segmenter_jax.models import Segmenter, layers, transformer
 from segmenter_jax.models.layers import Dense, LayerNorm, gelu
 from segmenter_jax.models.random_masks import random_bits
 from segmenter_jax.models.transformer import Dropout
@@ -194,3 +197,36 @@ def test_remat_changes_neither_parameters_nor_results():
     assert jax.tree.structure(plain) == jax.tree.structure(recomputed)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(recomputed), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tpus_gradients_of_a_dense_layer_are_sums_over_tokens():
+    rng = np.random.default_rng(0)
+    x, d_out = (rng.normal(size=(2, 17, width)).astype(np.float32) for width in (24, 40))
+    d_kernel, d_bias = jax.jit(layers._of_parameters_on_tpu)(x, d_out)
+    np.testing.assert_allclose(d_kernel, np.einsum("btc,btd->cd", x, d_out), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_bias, d_out.sum(axis=(0, 1)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "platform, kept",
+    [
+        ("gpu", {"projected": 3, "attended": 1, "hidden": 1}),
+        ("tpu", {"statistics": 4, "attended": 1, "hidden": 1}),
+    ],
+)
+def test_what_a_block_keeps_changes_no_gradient(platform, kept, monkeypatch, capsys):
+    monkeypatch.setattr(transformer, "platform_of", lambda mesh: platform)
+    config = tiny_network().encoder_block()
+    x = jax.random.normal(jax.random.key(1), (2, 17, 64))
+    params = transformer.Block(config, 0.0).init(jax.random.key(0), x, True)
+
+    def loss(block, params):
+        return (block(config, 0.0).apply(params, x, True) ** 2).sum()
+
+    block = transformer.block_class(False, None)
+    jax.ad_checkpoint.print_saved_residuals(lambda params: loss(block, params), params)
+    names = re.findall(r"named '(\w+)'", capsys.readouterr().out)
+    assert collections.Counter(names) == kept
+    actual, expected = (jax.grad(loss, argnums=1)(b, params) for b in (block, transformer.Block))
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)

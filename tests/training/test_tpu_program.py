@@ -67,8 +67,9 @@ def test_attention_is_the_kernel_and_no_weights_of_it_are_written(step, request)
         assert f",{rows},{rows}]" not in text and f",{rows},{rows}," not in text
 
 
-def test_tokens_are_neither_copied_nor_transposed_for_attention(replicated):
-    _, text, _ = replicated
+@pytest.mark.parametrize("step", ["replicated", "in_pieces"])
+def test_tokens_are_neither_copied_nor_transposed_for_attention(step, request):
+    _, text, _ = request.getfixturevalue(step)
     tokens = 2 * math.prod(NETWORK.grid) * NETWORK.width
     moves = ("copy", "reshape", "transpose")
     assert not [
