@@ -245,10 +245,8 @@ def _missing_message(name: str, data_dir: PathLike, source: PathLike | None) -> 
     if name == "scene_parse150":
         return SCENE_PARSE150
     if name in BENCHMARKS and source is None:
-        return (
-            f"dataset {name!r} is not built in {data_dir}; build it with "
-            f"`python -m segmenter_jax.prepare_data {name.removesuffix('_59')} --source=...`"
-        )
+        command = _build_command(name, "...")
+        return f"dataset {name!r} is not built in {data_dir}; build it with `{command}`"
     if name in GENERATED or source is not None:
         return f"dataset {name!r} is not built in {data_dir}; build it first"
     return (
@@ -256,6 +254,12 @@ def _missing_message(name: str, data_dir: PathLike, source: PathLike | None) -> 
         f"{list(GENERATED)}, built in {data_dir}: {built_datasets(data_dir)}, or give the source "
         "folder of your own"
     )
+
+
+def _build_command(name: str, source: PathLike) -> str:
+    known = name.replace("_59", " --without_background")
+    kind = known if name in BENCHMARKS else f"folder --name={name}"
+    return f"python -m segmenter_jax.prepare_data {kind} --source={source}"
 
 
 def _no_source_message(name: str, source: PathLike) -> str:
@@ -301,8 +305,8 @@ def _check_source(
     if changes:
         raise DataError(
             f"dataset {name!r} in {directory} was built from {metadata['source']}, but {path} "
-            f"differs: {first_few(changes, 5, '; ')}. Build it again with overwrite, or under "
-            "another name"
+            f"differs: {first_few(changes, 5, '; ')}. Build it again with "
+            f"`{_build_command(name, source)} --overwrite`, or under another name"
         )
 
 

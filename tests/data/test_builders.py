@@ -171,7 +171,8 @@ def test_changed_source_is_noticed(folder, tmp_path):
         "annotations/train/a.png was changed",
     ):
         assert change in message
-    assert message.endswith("Build it again with overwrite, or under another name")
+    command = f"segmenter_jax.prepare_data folder --name=toyset --source={folder} --overwrite"
+    assert message.endswith(f"Build it again with `python -m {command}`, or under another name")
 
     rebuilt = build_dataset("toyset", tmp_path / "data", folder, overwrite=True)
     assert rebuilt.splits["train"] == 3
